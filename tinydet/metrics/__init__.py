@@ -1,0 +1,1 @@
+"""Detections to scores, in numpy and float64."""

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: boxes, anchors, assignment, losses, fusion, suppression."""
