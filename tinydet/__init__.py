@@ -1,3 +1,98 @@
 """EfficientDet as a handful of pure functions, and thin modules that hold the weights."""
 
+from typing import TYPE_CHECKING, Any
+
+from tinydet.errors import InputError
+from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.model.backbone import EfficientNetBackbone
+from tinydet.model.bifpn import BiFPN, BiFPNLayer
+from tinydet.model.config import ModelConfig, model_config
+from tinydet.model.detect import Detections, detect, model_anchors
+from tinydet.model.efficientdet import EfficientDet, Outputs
+from tinydet.model.functional import apply, ema_update, normalize, state, value_and_grad
+from tinydet.model.heads import BoxNet, ClassNet
+from tinydet.model.layers import SeparableConvBlock, swish
+from tinydet.ops.anchors import anchors, coverage
+from tinydet.ops.assign import Targets, assign, assign_batch
+from tinydet.ops.boxes import (
+    area,
+    clip,
+    cxcywh_to_xyxy,
+    decode,
+    encode,
+    intersection,
+    iou,
+    swap_xy,
+    xywh_to_xyxy,
+    xyxy_to_cxcywh,
+    xyxy_to_xywh,
+)
+from tinydet.ops.fusion import weighted_fusion
+from tinydet.ops.losses import Losses, detection_loss, focal_loss, huber_loss
+from tinydet.ops.nms import nms, soft_nms
+
+if TYPE_CHECKING:
+    from tinydet.data.kitti import KittiDataset
+
 __version__ = "0.1.0"
+
+# What would load more than torch, and where it is.
+_LAZY = {"KittiDataset": "tinydet.data.kitti"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tinydet' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+__all__ = [
+    "BACKGROUND",
+    "IGNORE",
+    "BiFPN",
+    "BiFPNLayer",
+    "BoxNet",
+    "ClassNet",
+    "Detections",
+    "EfficientDet",
+    "EfficientNetBackbone",
+    "InputError",
+    "KittiDataset",
+    "Losses",
+    "ModelConfig",
+    "Outputs",
+    "SeparableConvBlock",
+    "Targets",
+    "anchors",
+    "apply",
+    "area",
+    "assign",
+    "assign_batch",
+    "clip",
+    "coverage",
+    "cxcywh_to_xyxy",
+    "decode",
+    "detect",
+    "detection_loss",
+    "ema_update",
+    "encode",
+    "focal_loss",
+    "huber_loss",
+    "intersection",
+    "iou",
+    "model_anchors",
+    "model_config",
+    "nms",
+    "normalize",
+    "soft_nms",
+    "state",
+    "swap_xy",
+    "swish",
+    "value_and_grad",
+    "weighted_fusion",
+    "xywh_to_xyxy",
+    "xyxy_to_cxcywh",
+    "xyxy_to_xywh",
+]

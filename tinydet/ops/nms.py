@@ -1,0 +1,108 @@
+"""Suppression of the weaker of two boxes on one object: greedy, and soft."""
+
+import torch
+from torch import Tensor
+
+from tinydet.ops.boxes import iou
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None = None,
+    *,
+    iou_threshold: float = 0.5,
+    max_detections: int | None = None,
+) -> Tensor:
+    """Greedy suppression: the best box stays, what overlaps it by more than the threshold goes, and so on.
+
+    Exact for any boxes, in plain tensor operations, with memory of 256 N. Each block of the 256 best boxes left
+    settles itself by iterating keep_j = not any_{i < j} (keep_i and i suppresses j), whose only fixed point is the
+    greedy answer, and then suppresses among the rest.
+
+    Args:
+        boxes: float[N 4], xyxy in any frame, negative coordinates too; an empty box overlaps nothing.
+        scores: float[N]; of equal scores the first comes first.
+        labels: int64[N]; if given, only boxes of one label suppress each other.
+        iou_threshold: a box goes if its IoU with a better one is greater.
+        max_detections: stop after so many.
+
+    Returns:
+        int64[D]: rows that stay, best first.
+    """
+    block = 256
+    waiting = scores.argsort(descending=True, stable=True)
+    kept: list[Tensor] = [waiting[:0]]
+    while len(waiting) and (max_detections is None or sum(map(len, kept)) < max_detections):
+        head, waiting = waiting[:block], waiting[block:]
+        inner = _suppresses(head, head, boxes, labels, iou_threshold).triu(1)
+        keep = torch.ones_like(head, dtype=torch.bool)
+        while not torch.equal(keep, settled := ~(inner & keep[:, None]).any(0)):
+            keep = settled
+        head = head[keep]
+        kept.append(head)
+        waiting = waiting[~_suppresses(head, waiting, boxes, labels, iou_threshold).any(0)]
+    return torch.cat(kept)[:max_detections]
+
+
+def _suppresses(a: Tensor, b: Tensor, boxes: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+    """Whether each of rows `a` would suppress each of rows `b`. int64[P], int64[Q] -> bool[P Q]."""
+    overlapping = iou(boxes[a], boxes[b]) > iou_threshold
+    return overlapping if labels is None else overlapping & (labels[a][:, None] == labels[b])
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None = None,
+    *,
+    method: str = "gaussian",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Soft suppression: the best box stays, and what overlaps it loses score.
+
+    gaussian:  s_j <- s_j exp(-iou_j^2 / sigma)
+    linear:    s_j <- s_j (1 - iou_j) where iou_j > iou_threshold
+
+    Args:
+        boxes: float[N 4], xyxy in any frame.
+        scores: float[N], not negative; of equal scores the first comes first.
+        labels: int64[N]; if given, only boxes of one label lower each other's score.
+        method: "gaussian" or "linear".
+        sigma: width of the Gaussian.
+        iou_threshold: of the linear method.
+        score_threshold: boxes whose score falls to this or below are dropped.
+        max_detections: stop after so many.
+
+    Returns:
+        int64[D] and float[D]: rows that stay, best first, and their lowered scores.
+
+    Raises:
+        ValueError: the method is unknown.
+
+    Reference: Bodla et al., Soft-NMS; EfficientDet's published AP uses the Gaussian one with sigma .5.
+    """
+    if method not in ("gaussian", "linear"):
+        raise ValueError(f"method must be 'gaussian' or 'linear', got {method!r}")
+    scores = scores.clone()  # becomes 0 where a box is settled
+    kept, kept_scores = [], []
+    for _ in range(len(boxes) if max_detections is None else min(max_detections, len(boxes))):
+        score, best = scores.max(0)
+        if score <= score_threshold:
+            break
+        kept.append(best)
+        kept_scores.append(score)
+        overlap = iou(boxes[best, None], boxes)[0]
+        if method == "gaussian":
+            decay = torch.exp(-overlap.square() / sigma)
+        else:
+            decay = torch.where(overlap > iou_threshold, 1 - overlap, 1)
+        if labels is not None:
+            decay = decay.where(labels == labels[best], 1)
+        scores = (scores * decay).index_fill(0, best, 0)
+    if not kept:
+        return torch.empty_like(scores[:0], dtype=torch.int64), scores[:0]
+    return torch.stack(kept), torch.stack(kept_scores)
