@@ -1,0 +1,98 @@
+"""From what the network says to boxes, in the frame of the picture as it was."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinydet.model.config import ModelConfig
+from tinydet.model.efficientdet import Outputs
+from tinydet.ops.anchors import anchors
+from tinydet.ops.boxes import clip, decode
+from tinydet.ops.nms import nms, soft_nms
+
+METHODS = ("hard", "soft")
+
+
+class Detections(NamedTuple):
+    """The objects found in one picture, best first."""
+
+    boxes: Tensor
+    """float[D 4], xyxy pixels."""
+    scores: Tensor
+    """float[D] in [0, 1]."""
+    labels: Tensor
+    """int64[D]: indices of the config's classes."""
+
+
+def model_anchors(
+    config: ModelConfig, image_size: tuple[int, int] | None = None, *, device: torch.device | str | None = None
+) -> Tensor:
+    """The anchors of a model's outputs, for its own input size or another. -> float32[A 4], xyxy input pixels."""
+    return anchors(
+        image_size or config.image_size,
+        scale=config.anchor_scale,
+        octaves=config.octaves,
+        aspects=config.aspects,
+        levels=config.levels,
+        device=device,
+    )
+
+
+def detect(
+    outputs: Outputs,
+    anchors: Tensor,
+    *,
+    sizes: Tensor | None = None,
+    scales: Tensor | None = None,
+    score_threshold: float = 0.01,
+    candidates: int = 5000,
+    max_detections: int = 100,
+    method: str = "hard",
+    iou_threshold: float = 0.5,
+) -> list[Detections]:
+    """Outputs of a batch to the objects of each picture.
+
+    The best `candidates` pairs of anchor and class are decoded, suppressed class by class, and cut to the picture.
+
+    Args:
+        outputs: logits float[B A K] and deltas float[B A 4].
+        anchors: float[A 4], xyxy input pixels.
+        sizes: int[B 2], (height, width) of each original picture, to which boxes are cut; none are cut without.
+        scales: float[B], input pixels per original pixel; 1 without.
+        score_threshold: candidates with lower scores are left out.
+        candidates: pairs of anchor and class that enter suppression.
+        max_detections: boxes a picture that leave it.
+        method: "hard" for greedy suppression, "soft" for the Gaussian one of the published AP, which costs more.
+        iou_threshold: of the greedy one.
+
+    Returns:
+        Detections of each picture, in original pixels.
+
+    Raises:
+        ValueError: the method is unknown.
+
+    Reference: google/automl's post-processing. Where it clips is in input pixels, which is the same.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in outputs)
+    classes = logits.shape[-1]
+    best, order = logits.flatten(1).topk(min(candidates, logits[0].numel()))  # [B candidates]
+    found = []
+    for i, (score, index) in enumerate(zip(best.sigmoid(), order, strict=True)):
+        index = index[score >= score_threshold]
+        score = score[: len(index)]
+        row, label = index // classes, index % classes
+        boxes = decode(deltas[i, row], anchors[row])
+        if scales is not None:
+            boxes = boxes / scales[i]
+        if sizes is not None:
+            boxes = clip(boxes, (int(sizes[i, 0]), int(sizes[i, 1])))
+        if method == "hard":
+            keep = nms(boxes, score, label, iou_threshold=iou_threshold, max_detections=max_detections)
+            score = score[keep]
+        else:
+            keep, score = soft_nms(boxes, score, label, score_threshold=score_threshold, max_detections=max_detections)
+        found.append(Detections(boxes[keep], score, label[keep]))
+    return found
