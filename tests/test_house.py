@@ -44,11 +44,11 @@ PLAN = {
     "model": Room(f"{LEAVES} ops", "torch"),
     "weights": Room(f"{LEAVES} model", "numpy torch"),
     "step": Room(WINGS, "torch"),
-    "draw": Room(WINGS, "numpy torch PIL matplotlib"),
+    "draw": Room(WINGS, "numpy torch PIL"),
     "evaluate": Room(f"{WINGS} draw", "numpy torch"),
     "train": Room(f"{WINGS} step draw evaluate", "numpy torch"),
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
-    "export": Room(f"{WINGS} draw evaluate", "numpy torch onnx onnxruntime"),
+    "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
     "cli": Room(f"{WINGS} draw evaluate train predict export tinydet", "torch click"),
     "tinydet": Room(f"{WINGS} step draw evaluate train predict export", ""),
 }
