@@ -97,6 +97,8 @@ class BiFPNLayer(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """`levels` maps float[B C_l H_l W_l], finest first -> as many float[B C H_l W_l]."""
+        if len(features) != self.levels:
+            raise ValueError(f"a BiFPN of {self.levels} levels got {len(features)} maps")
         nodes = list(features)
         for node, (level, inputs) in enumerate(self.edges):
             size = features[level].shape[-2:]

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tinydet.model.backbone import BACKBONES
+from tinydet.model.layers import ACTIVATIONS
 from tinydet.ops.anchors import ASPECTS
 from tinydet.ops.fusion import METHODS
 
@@ -64,9 +66,13 @@ class ModelConfig:
             raise ValueError(f"classes must be different names, at least one, got {self.classes}")
         if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 4:
             raise ValueError(f"levels must count up from 3 to at least 6, got {self.levels}")
-        for field_name, known in (("fusion", METHODS), ("padding", ("same", "symmetric"))):
-            if getattr(self, field_name) not in known:
-                raise ValueError(f"{field_name} must be one of {known}, got {getattr(self, field_name)!r}")
+        known = {"backbone": BACKBONES, "fusion": METHODS, "activation": ACTIVATIONS, "padding": ("same", "symmetric")}
+        for field_name, names in known.items():
+            if getattr(self, field_name) not in names:
+                raise ValueError(f"{field_name} must be one of {tuple(names)}, got {getattr(self, field_name)!r}")
+        for field_name in ("num_channels", "fpn_repeats", "head_repeats", "octaves"):
+            if getattr(self, field_name) < 1:
+                raise ValueError(f"{field_name} must be positive, got {getattr(self, field_name)}")
         if not self.anchor_scale > 0:
             raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}")
 

@@ -106,7 +106,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     float[B ...] -> float[B ...]. Draws from torch's global generator. Reference: Huang et al., Deep Networks with
     Stochastic Depth.
     """
-    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device) >= rate
+    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
     return x * keep / (1 - rate)
 
 

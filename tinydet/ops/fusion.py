@@ -29,7 +29,7 @@ def weighted_fusion(inputs: Sequence[Tensor], weights: Tensor | None = None, *, 
     Reference: EfficientDet section 3.3.
     """
     if method == "sum":
-        return torch.stack(tuple(inputs)).sum(0)
+        return sum(inputs[1:], inputs[0])  # torch.stack would lose the memory format
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if weights is None or weights.shape != (len(inputs),):
