@@ -49,9 +49,10 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         float[... N M], square pixels.
     """
-    # Separate planes move half the memory of the [... N M 2] form, which decides the cost of assignment.
-    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)  # [... N 1]
-    bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)  # [... 1 M]
+    # Separate planes move half the memory of the [... N M 2] form, which decides the cost of assignment; read in the
+    # order in which they lie, they take half the time again.
+    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).unsqueeze(-1)  # [... N 1]
+    bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous().unsqueeze(-2)  # [... 1 M]
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     return width * height
@@ -69,7 +70,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     """
     shared = intersection(a, b)
     union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - shared
-    return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return shared / union.where(union > 0, 1)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -95,14 +96,14 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
         anchors: float[... 4], xyxy pixels of the same frame, each with an area.
 
     Returns:
-        deltas: float[... 4] as (tx, ty, tw, th), without variance factors. Sizes are measured 1e-8 px too large, so
+        deltas: float[... 4] as (tx, ty, tw, th), without variance factors. A box's side counts as 1e-8 px at least, so
         that an empty box gives a large number and not -inf.
 
     Reference: Ren et al., Faster R-CNN, section 3.1.2. google/automl orders them ty, tx, th, tw.
     """
     box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
-    size, anchor_size = box[..., 2:] + 1e-8, anchor[..., 2:] + 1e-8
-    return torch.cat([(box[..., :2] - anchor[..., :2]) / anchor_size, torch.log(size / anchor_size)], -1)
+    offset, size = box[..., :2] - anchor[..., :2], box[..., 2:].clamp(min=1e-8)
+    return torch.cat([offset / anchor[..., 2:], torch.log(size / anchor[..., 2:])], -1)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def focal_loss(
     cross_entropy = -F.logsigmoid(-wrong)
     if smoothing:
         cross_entropy = cross_entropy + smoothing * logits * (target.to(logits.dtype) - 0.5)
-    alpha_t = torch.where(target, alpha, 1 - alpha)
+    alpha_t = torch.where(target, logits.new_full((), alpha), 1 - alpha)  # two plain numbers would give float32
     loss = alpha_t * torch.exp(gamma * F.logsigmoid(wrong)) * cross_entropy
     return loss.where((labels != IGNORE)[..., None], 0)
 

@@ -87,7 +87,6 @@ def soft_nms(
     """
     if method not in ("gaussian", "linear"):
         raise ValueError(f"method must be 'gaussian' or 'linear', got {method!r}")
-    scores = scores.clone()  # becomes 0 where a box is settled
     kept, kept_scores = [], []
     for _ in range(len(boxes) if max_detections is None else min(max_detections, len(boxes))):
         score, best = scores.max(0)
@@ -102,7 +101,7 @@ def soft_nms(
             decay = torch.where(overlap > iou_threshold, 1 - overlap, 1)
         if labels is not None:
             decay = decay.where(labels == labels[best], 1)
-        scores = (scores * decay).index_fill(0, best, 0)
+        scores = (scores * decay).index_fill(0, best, 0)  # settled
     if not kept:
         return torch.empty_like(scores[:0], dtype=torch.int64), scores[:0]
     return torch.stack(kept), torch.stack(kept_scores)
