@@ -1,0 +1,181 @@
+"""Pictures of every kind come out as upright RGB, and a letterbox moves boxes with their objects."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinydet.data.example import Example, fit_scale, letterbox, letterbox_image, pad, read_image, read_size, resample
+from tinydet.errors import InputError
+from tinydet.labels import IGNORE
+
+FILL = (124, 116, 104)
+COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def save(path: Path, picture: Image.Image, **options: Any) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def test_a_png_is_read_as_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(COLOURS))
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    np.testing.assert_array_equal(image, COLOURS)
+    assert read_size(path) == (6, 9)
+
+
+def test_grey_pictures_have_three_equal_channels(tmp_path: Path) -> None:
+    grey = COLOURS[:, :, 0]
+    image = read_image(save(tmp_path / "a.png", Image.fromarray(grey)))
+    np.testing.assert_array_equal(image, np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_sixteen_bits_keep_the_upper_byte(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], dtype=np.uint16)
+    image = read_image(save(tmp_path / "a.png", Image.fromarray(deep)))
+    np.testing.assert_array_equal(image[:, :, 1], [[0, 0, 1], [128, 255, 255]])
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    alpha = np.zeros((6, 9, 1), dtype=np.uint8)
+    image = read_image(save(tmp_path / "a.png", Image.fromarray(np.concatenate([COLOURS, alpha], axis=2))))
+    np.testing.assert_array_equal(image, COLOURS)
+
+
+def test_palettes_become_their_colours_even_with_transparency(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    image = read_image(save(tmp_path / "a.png", picture, transparency=b"\x00\x80"))
+    np.testing.assert_array_equal(image, [[[10, 20, 30], [200, 100, 50]]])
+
+
+def test_cmyk_becomes_its_colour(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (255, 0, 0, 0)), quality=100)
+    assert np.abs(read_image(path).astype(int) - [0, 255, 255]).max() <= 4
+
+
+def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
+    with pytest.raises(InputError, match=r"a\.tiff: not a readable picture \(floating"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_comes_out_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.zeros((32, 48, 3), dtype=np.uint8)
+    upright[:8, :16] = 255  # one bright corner tells all eight orientations apart from a picture left as stored
+    undo = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation]))
+    path = save(tmp_path / f"a{suffix}", stored, exif=exif)
+    assert read_size(path) == (32, 48)
+    np.testing.assert_array_equal(read_image(path) > 128, upright > 128)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_broken_picture_is_named(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(noise))
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) * 3 // 4):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=rf"a\{suffix}: not a readable picture \("):
+            read_image(path)
+    path.write_text("not a picture")
+    for read in (read_image, read_size):
+        with pytest.raises(InputError, match=r"not a readable picture \(unknown format\)"):
+            read(path)
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    for read in (read_image, read_size):
+        with pytest.raises(InputError, match=r"gone\.png: not a readable picture \(No such file"):
+            read(tmp_path / "gone.png")
+
+
+def test_a_window_of_whole_pixels_at_scale_one_is_a_slice() -> None:
+    np.testing.assert_array_equal(resample(COLOURS, (2, 1, 7, 5), scale=1), COLOURS[1:5, 2:7])
+
+
+def test_shrinking_averages_instead_of_picking() -> None:
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    small = resample(stripes, (0, 0, 64, 64), scale=0.25)
+    assert np.abs(small[:, 1:-1].astype(int) - 100).max() <= 10
+
+
+def test_a_sliver_keeps_one_pixel() -> None:
+    assert resample(np.zeros((1, 900, 3), dtype=np.uint8), (0, 0, 900, 1), scale=0.1).shape == (1, 90, 3)
+
+
+def test_padding_is_the_fill_colour_and_the_picture_is_top_left() -> None:
+    canvas = pad(COLOURS, (8, 12), fill=FILL)
+    np.testing.assert_array_equal(canvas[:6, :9], COLOURS)
+    canvas[:6, :9] = FILL
+    assert (canvas == FILL).all()
+
+
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(st.integers(1, 2000), st.integers(1, 2000)))
+def test_the_fitting_scale_is_the_largest_that_fits(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    scale = fit_scale(picture, size)
+    ratios = [side * scale / room for side, room in zip(picture, size, strict=True)]
+    assert max(ratios) == pytest.approx(1)
+
+
+@given(
+    picture=st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+    corners=st.tuples(*[st.floats(0, 1) for _ in range(4)]),
+)
+def test_a_letterboxed_box_frames_its_object(
+    picture: tuple[int, int], size: tuple[int, int], corners: tuple[float, ...]
+) -> None:
+    height, width = picture
+    x1, x2 = sorted(int(side * (width - 4)) for side in corners[:2])
+    y1, y2 = sorted(int(side * (height - 4)) for side in corners[2:])
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[y1 : y2 + 4, x1 : x2 + 4] = 255
+    boxes = np.array([[x1, y1, x2 + 4, y2 + 4]], dtype=np.float32)
+    example = Example(image, boxes, np.array([IGNORE]), "frame", picture)
+    before = image.copy(), boxes.copy()
+    fitted = letterbox(example, size, fill=(0, 0, 0))
+
+    assert fitted.image.shape == (*size, 3)
+    assert fitted.scale == fit_scale(picture, size)
+    assert (fitted.size, fitted.name, fitted.labels.tolist()) == (picture, "frame", [IGNORE])
+    assert fitted.boxes.dtype == np.float32
+    seen = np.argwhere(fitted.image[:, :, 0] >= 128)
+    if fitted.scale > 0.5:  # at less an object of four pixels blurs into its surroundings
+        top, left = seen.min(axis=0)
+        bottom, right = seen.max(axis=0) + 1
+        assert np.abs(fitted.boxes[0] - [left, top, right, bottom]).max() <= 1 + fitted.scale / 2
+    np.testing.assert_array_equal(example.image, before[0])
+    np.testing.assert_array_equal(example.boxes, before[1])
+
+
+def test_a_letterboxed_letterbox_knows_the_scale_to_the_original() -> None:
+    example = Example(COLOURS, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), "frame", (6, 9))
+    twice = letterbox(letterbox(example, (12, 18), fill=FILL), (36, 54), fill=FILL)
+    assert twice.scale == 6
+    image, scale = letterbox_image(COLOURS, (12, 40), fill=FILL)
+    assert scale == 2
+    assert (image[:, 18:] == FILL).all()

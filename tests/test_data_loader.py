@@ -1,0 +1,154 @@
+"""Batches depend on the seed, the epoch and the index: not on who loads them, or where a run went on."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
+from tinydet.data.augment import augment
+from tinydet.data.example import Example, fit_scale, letterbox
+from tinydet.data.kitti import KittiDataset
+from tinydet.data.loader import Batch, collate, train_batches, val_batches
+from tinydet.errors import InputError
+from tinydet.labels import BACKGROUND, IGNORE
+
+FILL = (124, 116, 104)
+SIZE = (48, 128)
+FRAMES = 7
+# Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> KittiDataset:
+    root = tmp_path_factory.mktemp("kitti")
+    write_kitti(root, FRAMES, lists={"train": [f"{i:06d}" for i in range(FRAMES)]})
+    return KittiDataset(root, classes=["Car", "Pedestrian"])
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    assert a.names == b.names
+    for one, other in zip(a[:-1], b[:-1], strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_a_batch_holds_its_examples_and_padding(rows: list[int]) -> None:
+    rng = np.random.default_rng(len(rows))
+    examples = [
+        Example(
+            rng.integers(0, 256, (5, 8, 3), dtype=np.uint8),
+            rng.random((count, 4)).astype(np.float32),
+            rng.integers(IGNORE + 2, 3, count),
+            f"frame {i}",
+            (10, 16 + i),
+            0.5 + i,
+        )
+        for i, count in enumerate(rows)
+    ]
+    batch = collate(examples)
+    assert batch.images.shape == (len(rows), 3, 5, 8)
+    assert batch.images.is_contiguous()
+    assert (batch.images.dtype, batch.boxes.dtype, batch.labels.dtype) == (torch.uint8, torch.float32, torch.int64)
+    assert batch.boxes.shape == (len(rows), max(1, *rows), 4)
+    assert batch.sizes.tolist() == [[10, 16 + i] for i in range(len(rows))]
+    assert batch.scales.tolist() == [0.5 + i for i in range(len(rows))]
+    assert batch.names == [f"frame {i}" for i in range(len(rows))]
+    for i, example in enumerate(examples):
+        np.testing.assert_array_equal(batch.images[i].permute(1, 2, 0).numpy(), example.image)
+        np.testing.assert_array_equal(batch.boxes[i, : rows[i]].numpy(), example.boxes)
+        np.testing.assert_array_equal(batch.labels[i, : rows[i]].numpy(), example.labels)
+        assert (batch.boxes[i, rows[i] :] == 0).all()
+        assert (batch.labels[i, rows[i] :] == BACKGROUND).all()
+
+
+def load(dataset: Dataset[Example], epochs: range, *, workers: int = 0, seed: int = 1) -> list[Batch]:
+    loader = train_batches(dataset, SIZE, batch_size=2, epochs=epochs, seed=seed, workers=workers, fill=FILL)
+    batches = list(loader)
+    assert len(batches) == len(loader) == len(epochs) * (FRAMES // 2)
+    return batches
+
+
+@forks
+def test_workers_change_nothing(dataset: KittiDataset) -> None:
+    for alone, shared_out in zip(load(dataset, range(2)), load(dataset, range(2), workers=2), strict=True):
+        assert_same(alone, shared_out)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(dataset: KittiDataset) -> None:
+    for through, resumed in zip(load(dataset, range(3))[FRAMES // 2 :], load(dataset, range(1, 3)), strict=True):
+        assert_same(through, resumed)
+
+
+def test_a_training_batch_is_the_augmented_examples(dataset: KittiDataset) -> None:
+    for batch in load(dataset, range(4, 5), seed=9):
+        indices = [dataset.names.index(name) for name in batch.names]
+        assert_same(batch, collate([augment(dataset[i], SIZE, fill=FILL, seed=(9, 4, i)) for i in indices]))
+
+
+def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:
+    names = [[name for batch in load(dataset, range(epoch, epoch + 1)) for name in batch.names] for epoch in range(6)]
+    assert all(len(set(epoch)) == len(epoch) == FRAMES - FRAMES % 2 for epoch in names)
+    assert len({tuple(epoch) for epoch in names}) > 4
+    assert {name for epoch in names for name in epoch} == set(dataset.names)
+    other = load(dataset, range(1), seed=2)
+    assert any(batch.names != again.names for batch, again in zip(load(dataset, range(1)), other, strict=True))
+
+
+def test_too_few_examples_for_a_batch_are_named(dataset: KittiDataset) -> None:
+    with pytest.raises(InputError, match="batch_size must be at most the number of training examples, 7, got 8"):
+        train_batches(dataset, SIZE, batch_size=8, epochs=range(1), seed=0, workers=0, fill=FILL)
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_is_letterboxed_in_order_and_complete(dataset: KittiDataset, workers: int) -> None:
+    loader = val_batches(dataset, SIZE, batch_size=3, workers=workers, fill=FILL)
+    assert len(loader) == 3
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch.names) for batch in batches] == [3, 3, 1]
+        for i, batch in enumerate(batches):
+            indices = range(3 * i, min(3 * i + 3, FRAMES))
+            assert_same(batch, collate([letterbox(dataset[j], SIZE, fill=FILL) for j in indices]))
+            assert batch.scales.tolist() == pytest.approx([fit_scale((HEIGHT, WIDTH), SIZE)] * len(indices))
+
+
+def test_loading_leaves_the_global_generators_alone(dataset: KittiDataset) -> None:
+    before = torch.get_rng_state(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    load(dataset, range(1))
+    list(val_batches(dataset, SIZE, batch_size=3, workers=0, fill=FILL))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == pickle.dumps(np.random.get_state())  # noqa: NPY002
+
+
+class Broken(Dataset[Example]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Example:
+        raise InputError("image_2/000007.png: not a readable picture (truncated)")
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_input_error_stays_one_line(workers: int) -> None:
+    with pytest.raises(InputError, match=r"^image_2/000007\.png: not a readable picture \(truncated\)$"):
+        list(val_batches(Broken(), SIZE, batch_size=2, workers=workers, fill=FILL))
+
+
+@forks
+def test_the_real_frames(shared: Path) -> None:
+    dataset = KittiDataset(shared / "kitti", "val")
+    loader = train_batches(dataset, (256, 896), batch_size=8, epochs=range(1), seed=0, workers=1, fill=FILL)
+    batch = next(iter(loader))
+    assert batch.images.shape == (8, 3, 256, 896)
+    assert (batch.labels >= IGNORE).all()
+    assert (batch.labels < 3).all()
+    assert (batch.labels >= 0).any()
