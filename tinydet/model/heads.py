@@ -45,6 +45,7 @@ class Head(nn.Module):
         )
         self.predict = SeparableConvBlock(num_channels, num_outputs * num_anchors, norm=False)
         initialise(self)
+        nn.init.normal_(self.predict.pointwise.weight, std=0.01)  # no batch norm follows; RetinaNet's choice
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Levels float[B C H_l W_l] -> float[B A num_outputs], A in the order of `tinydet.ops.anchors.anchors`."""

@@ -1,0 +1,261 @@
+"""The command line: options to arguments, results to stdout, progress to stderr."""
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinydet import __version__
+from tinydet.errors import InputError
+
+RUNS = Path("runs")
+
+
+class Size(click.ParamType):
+    """HxW, such as 256x896."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        height, _, width = str(value).partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 256x896", param, ctx)
+        return int(height), int(width)
+
+
+class Names(click.ParamType):
+    """Names with commas between."""
+
+    name = "A,B,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(","))
+        if not all(names) or len({name.lower() for name in names}) != len(names):
+            self.fail(f"{value!r} is not a list of different names with commas between", param, ctx)
+        return names
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What is wrong with the input as one line and exit status 2; a diverged loss as one line and status 1."""
+    try:
+        yield
+    except InputError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except FloatingPointError as error:
+        click.echo(f"stopped: {error}", err=True)
+        sys.exit(1)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose errors are one line."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        with one_line_errors():
+            function(*args, **kwargs)
+
+    return guarded
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks instead of returning them to the system.
+
+    Each step of training frees and allocates the same gigabytes; page-faulting them in again costs more than computing
+    with them. TINYDET_MALLOC=default leaves the allocator alone; so does another C library.
+    """
+    if os.environ.get("TINYDET_MALLOC") == "default" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers from malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)  # never
+        mallopt(top_pad, 64 << 20)
+
+
+def choose_device(name: str) -> str:
+    """The device to compute on; "auto" is a GPU where there is one."""
+    import torch
+
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+weights_option = click.option(
+    "--weights", type=click.Path(path_type=Path), help="A checkpoint; the newest run's best.pt when left out."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """EfficientDet: train on a KITTI folder, measure, predict."""
+    keep_freed_memory()
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--train", default=240, show_default=True, help="Training scenes.")
+@click.option("--val", default=60, show_default=True, help="Validation scenes.")
+@click.option("--seed", default=0, show_default=True)
+@command
+def scenes(directory: Path, train: int, val: int, seed: int) -> None:
+    """Draw street scenes to try things on, in KITTI's layout."""
+    from tinydet.data.scenes import draw_scenes
+
+    draw_scenes(directory, train=train, val=val, seed=seed)
+    click.echo(f"{train} training and {val} validation scenes in {directory}")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", default="d0", show_default=True, help="d0 .. d7, d7x, lite0 .. lite4, d0-symmetric.")
+@click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True)
+@click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
+@click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
+@click.option("--epochs", default=50, show_default=True)
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]))
+@click.option("--lr", type=float, help="Peak learning rate; in proportion to the batch when left out.")
+@click.option("--weight-decay", type=float, help="Of convolution kernels; by the optimizer when left out.")
+@click.option("--schedule", default="cosine", show_default=True, type=click.Choice(["cosine", "plateau"]))
+@click.option("--warmup-epochs", default=1.0, show_default=True)
+@click.option("--clip", default=10.0, show_default=True, help="Largest norm of the gradient.")
+@click.option("--ema-decay", default=0.9998, show_default=True, help="Of the averaged weights.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=max(1, min(4, (os.cpu_count() or 2) // 2)), help="Processes that load pictures.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; a new one in runs/ when left out.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, with the settings it began with.")
+@device_option
+@click.pass_context
+@command
+def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device: str, **options: Any) -> None:
+    """Train on DATA, a folder in KITTI's layout; measure after every epoch."""
+    from tinydet.terminal import epoch_head, epoch_row, run_header
+    from tinydet.train import Started, Stepped, TrainSettings, new_run, resumed_settings, train
+
+    device = choose_device(device)
+    settings = TrainSettings(data=str(data), **options)
+    if resume:
+        if out is None:
+            raise InputError("--resume: say by --out which run to go on with")
+        typed = [n for n in options if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
+        settings = resumed_settings(out, settings, fixed=["data", *typed])
+    total, bar = 0, None
+    for event in train(settings, out or new_run(RUNS, settings.model), resume=resume, device=device):
+        if isinstance(event, Started):
+            click.echo(run_header(event, device=device))
+            click.echo(epoch_head(event.config.classes))
+            total, folder = event.steps, event.out
+        elif isinstance(event, Stepped):
+            if bar is None:
+                bar = click.progressbar(
+                    length=total, file=sys.stderr, item_show_func=lambda losses: losses and f"loss {losses.total:.3f}"
+                )
+            bar.update(1, event.losses)
+        else:
+            if sys.stderr.isatty():
+                click.echo("\r\033[K", nl=False, err=True)
+            bar = None
+            click.echo(epoch_row(event.row, best=event.best))
+    click.echo(f"the best epoch is {folder / 'best.pt'}, the last {folder / 'last.pt'}")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@weights_option
+@click.option("--predictions", type=click.Path(path_type=Path), help="Score KITTI result files in this folder instead.")
+@click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]))
+@click.option(
+    "--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="With --predictions."
+)
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@device_option
+@command
+def evaluate(
+    data: Path,
+    weights: Path | None,
+    predictions: Path | None,
+    split: str,
+    classes: tuple[str, ...],
+    batch_size: int,
+    as_json: bool,
+    device: str,
+) -> None:
+    """Official KITTI AP on DATA: a KITTI folder, or with --predictions also a bare folder of label files."""
+    from tinydet.evaluate import score_predictions, score_weights
+    from tinydet.predict import newest_weights
+    from tinydet.terminal import ap_table
+
+    if predictions is not None:
+        if weights is not None:
+            raise InputError("--weights and --predictions: give one of them")
+        scores, missing = score_predictions(data, predictions, classes=classes, split=split)
+        if missing:
+            text = f"note: {len(missing)} frames have no result file and count as frames without detections: "
+            click.echo(text + ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""), err=True)
+    else:
+        weights = weights or newest_weights(RUNS)
+        scores = score_weights(data, weights, split=split, batch_size=batch_size, device=choose_device(device))
+    if as_json:
+        click.echo(json.dumps(scores))
+    else:
+        click.echo(ap_table(scores))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@weights_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
+@click.option("--score", default=0.3, show_default=True, help="Leave out what scores lower.")
+@click.option("--max-detections", default=100, show_default=True, help="Boxes a picture.")
+@click.option("--nms", default="hard", show_default=True, type=click.Choice(["hard", "soft"]))
+@click.option("--batch-size", default=1, show_default=True)
+@device_option
+@command
+def predict(
+    images: tuple[Path, ...],
+    weights: Path | None,
+    out: Path,
+    score: float,
+    max_detections: int,
+    nms: str,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Find objects in IMAGES, files and folders: drawn pictures, JSON lines and KITTI result files in --out."""
+    from tinydet.predict import collect_pictures, newest_weights, predict, save_predictions
+    from tinydet.weights.checkpoint import load_checkpoint
+
+    weights = weights or newest_weights(RUNS)
+    checkpoint = load_checkpoint(weights, device=choose_device(device))
+    found = predict(
+        collect_pictures(images),
+        checkpoint,
+        batch_size=batch_size,
+        score_threshold=score,
+        max_detections=max_detections,
+        method=nms,
+    )
+    counts = save_predictions(found, out, classes=checkpoint.config.classes)
+    click.echo(f"{counts} with {weights}: pictures, predictions.jsonl and kitti/ are in {out}")

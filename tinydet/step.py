@@ -1,0 +1,102 @@
+"""One step of training as a function, and what it needs of torch.optim."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from tinydet.data.loader import Batch
+from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.functional import Tensors, apply, ema_update, normalize, value_and_grad
+from tinydet.ops.assign import assign_batch
+from tinydet.ops.losses import Losses, detection_loss
+
+# Peak learning rate, the pictures in a batch that it is for, and weight decay. SGD's are the paper's.
+OPTIMIZERS = {"adamw": (1e-3, 8, 1e-2), "sgd": (0.08, 64, 4e-5)}
+
+
+class State(NamedTuple):
+    """All that a step changes, besides the optimiser's own."""
+
+    params: Tensors
+    buffers: Tensors
+    ema_params: Tensors
+    ema_buffers: Tensors
+    step: int
+
+
+def train_step(
+    state: State,
+    batch: Batch,
+    *,
+    model: EfficientDet,
+    anchors: Tensor,
+    optimizer: Optimizer,
+    clip: float,
+    ema_decay: float,
+) -> tuple[State, Losses]:
+    """Gradients, clip, optimiser, EMA.
+
+    Args:
+        state: before the step. The optimiser holds its `params` and updates them in place; all else is left as it was.
+        batch: on the device of the state.
+        model: the skeleton.
+        anchors: float[A 4] of the batch's size.
+        optimizer: over `state.params`, with the learning rate of this step.
+        clip: largest global norm of the gradient.
+        ema_decay: of the averaged weights; less at first, min(ema_decay, (1 + step) / (10 + step)).
+
+    Returns:
+        The state after the step, and the losses before it.
+
+    Raises:
+        FloatingPointError: the loss is not finite; nothing was updated.
+    """
+    config = model.config
+    images = normalize(batch.images, mean=config.mean, std=config.std)
+    targets = assign_batch(batch.boxes, batch.labels, anchors)
+
+    def loss(params: Tensors) -> tuple[Tensor, tuple[Losses, Tensors]]:
+        outputs, buffers = apply(model, params, state.buffers, images, train=True)
+        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+        return losses.total, (Losses(*(term.detach() for term in losses)), buffers)
+
+    (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(state.params)
+    if not total.isfinite():
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses._asdict().items())
+        raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({terms}) on {', '.join(batch.names)}")
+
+    norm = torch.nn.utils.get_total_norm(list(grads.values()))
+    scale = (clip / (norm + 1e-6)).clamp(max=1)
+    for name, param in state.params.items():
+        param.grad = grads[name] * scale
+    optimizer.step()
+
+    decay = min(ema_decay, (1 + state.step) / (10 + state.step))
+    return State(
+        params=state.params,
+        buffers=buffers,
+        ema_params=ema_update(state.ema_params, state.params, decay=decay),
+        ema_buffers=ema_update(state.ema_buffers, buffers, decay=decay),
+        step=state.step + 1,
+    ), losses
+
+
+def make_optimizer(params: Tensors, *, name: str, lr: float, weight_decay: float) -> Optimizer:
+    """torch.optim over a dict of parameters, decaying convolution kernels only. `name` is a key of OPTIMIZERS."""
+    groups: list[dict[str, Any]] = [
+        {"params": [param for param in params.values() if param.ndim > 1], "weight_decay": weight_decay},
+        {"params": [param for param in params.values() if param.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return SGD(groups, lr=lr, momentum=0.9, fused=True)
+    return AdamW(groups, lr=lr, fused=True)
+
+
+def lr_factor(step: int, *, warmup: int, total: int) -> float:
+    """The learning rate of a step as a share of its peak: up in a line, then down in half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
