@@ -78,6 +78,16 @@ def test_every_object_that_can_be_seen_has_its_box(
         assert (out.boxes[row, 2:] - out.boxes[row, :2]).min() <= MIN_SIDE + 3 * tolerance
 
 
+def test_an_object_stays_whole_and_ignore_regions_have_no_say() -> None:
+    boxes = np.array([[0, 0, 20, 20], [280, 40, 300, 60]], dtype=np.float32)
+    image = np.zeros((60, 300, 3), dtype=np.uint8)
+    example = Example(image, boxes, np.array([IGNORE, 1]), "frame", (60, 300))
+    for seed in range(20):
+        out = augment(example, (60, 100), fill=FILL, seed=seed, scale_range=(3, 3))
+        assert out.labels.tolist() == [1]
+        np.testing.assert_allclose(out.boxes[0, 2:] - out.boxes[0, :2], 20, atol=1e-3)
+
+
 @given(height=st.integers(20, 200), width=st.integers(20, 400), seed=seeds)
 def test_what_the_picture_leaves_free_is_exactly_the_fill_colour(height: int, width: int, seed: int) -> None:
     image = np.full((height, width, 3), 255, dtype=np.uint8)

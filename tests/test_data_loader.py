@@ -101,6 +101,11 @@ def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:
     assert any(batch.names != again.names for batch, again in zip(load(dataset, range(1)), other, strict=True))
 
 
+def test_one_batch_may_take_every_example(dataset: KittiDataset) -> None:
+    loader = train_batches(dataset, SIZE, batch_size=FRAMES, epochs=range(2), seed=0, workers=0, fill=FILL)
+    assert [sorted(batch.names) for batch in loader] == [dataset.names] * 2
+
+
 def test_too_few_examples_for_a_batch_are_named(dataset: KittiDataset) -> None:
     with pytest.raises(InputError, match="batch_size must be at most the number of training examples, 7, got 8"):
         train_batches(dataset, SIZE, batch_size=8, epochs=range(1), seed=0, workers=0, fill=FILL)
