@@ -1,9 +1,9 @@
 """The house keeps its plan: what may import what, what `import tinydet` costs, which versions are tested together.
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
-`model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`} <- `cli`; nothing
-else imports a verb. Within a wing the files go one way. `tinydet/__init__.py` may name anything but the command line,
-and loads what needs more than torch lazily.
+`model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` being the
+inside of `train`; all else that imports a verb is the command line, `cli` and the `terminal` it writes to. Within a
+wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
 """
 
 import ast
@@ -49,7 +49,8 @@ PLAN = {
     "train": Room(f"{WINGS} step draw evaluate", "numpy torch"),
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
-    "cli": Room(f"{WINGS} draw evaluate train predict export tinydet", "torch click"),
+    "terminal": Room(f"{WINGS} draw evaluate train predict export", ""),
+    "cli": Room(f"{WINGS} draw evaluate train predict export terminal tinydet", "torch click"),
     "tinydet": Room(f"{WINGS} step draw evaluate train predict export", ""),
 }
 
