@@ -1,6 +1,7 @@
 """The layers that every part of the network is made of."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": F.relu6}
+# Each is applied to a tensor that nothing else reads, so relu6, whose gradient needs only its output, may overwrite it.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": partial(F.relu6, inplace=True)}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
