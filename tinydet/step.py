@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from tinydet.data.loader import Batch
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors, apply, ema_update, normalize, value_and_grad
+from tinydet.model.layers import NORM_DECAY
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
 
@@ -46,7 +47,8 @@ def train_step(
         anchors: float[A 4] of the batch's size.
         optimizer: over `state.params`, with the learning rate of this step.
         clip: largest global norm of the gradient.
-        ema_decay: of the averaged weights; less at first, min(ema_decay, (1 + step) / (10 + step)).
+        ema_decay: of the averaged weights; less at first, min(ema_decay, (1 + step) / (10 + step)). So is the decay of
+            the running batch-norm statistics, or the first epochs would be validated with statistics of no picture.
 
     Returns:
         The state after the step, and the losses before it.
@@ -74,7 +76,10 @@ def train_step(
         param.grad = grads[name] * scale
     optimizer.step()
 
-    decay = min(ema_decay, (1 + state.step) / (10 + state.step))
+    ramp = (1 + state.step) / (10 + state.step)
+    decay = min(ema_decay, ramp)
+    # The batch norms' own running average, which weighs a batch by 1 - .99, is as slow to start: it gets the same ramp.
+    buffers = ema_update(buffers, state.buffers, decay=(1 - min(NORM_DECAY, ramp)) / (1 - NORM_DECAY))
     return State(
         params=state.params,
         buffers=buffers,

@@ -57,6 +57,10 @@ class Conv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
 
 
+NORM_DECAY = 0.99
+"""Of running batch-norm statistics. Reference: google/automl."""
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation that weighs each new batch by .01 in its running statistics, without a counter of batches.
 
@@ -77,7 +81,14 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> the same."""
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum=0.01, eps=self.eps
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            momentum=1 - NORM_DECAY,
+            eps=self.eps,
         )
 
 
