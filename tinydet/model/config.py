@@ -77,9 +77,10 @@ class ModelConfig:
             raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}")
 
     @property
-    def fill(self) -> tuple[int, ...]:
+    def fill(self) -> tuple[int, int, int]:
         """The mean colour in 0 .. 255: what padding is made of, so that it normalises to zero."""
-        return tuple(round(255 * mean) for mean in self.mean)
+        red, green, blue = (round(255 * mean) for mean in self.mean)
+        return red, green, blue
 
 
 def _tuples(value: Any) -> Any:
