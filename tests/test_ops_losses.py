@@ -1,0 +1,238 @@
+"""Losses: worked by hand, against the formulas as they are written, against torch's and the reference."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.ops.boxes import swap_xy
+from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
+
+
+def naive_focal(logits, labels, alpha, gamma, smoothing):
+    """As the paper writes it, element by element, in Python floats."""
+    result = torch.zeros_like(logits)
+    for row, label in enumerate(labels.tolist()):
+        for k in range(logits.shape[1]):
+            x, y = logits[row, k].item(), float(label == k)
+            p = 1 / (1 + math.exp(-x))
+            p_t, alpha_t = (p, alpha) if y else (1 - p, 1 - alpha)
+            target = y * (1 - smoothing) + smoothing / 2
+            cross_entropy = -target * math.log(p) - (1 - target) * math.log(1 - p)
+            result[row, k] = 0 if label == IGNORE else alpha_t * (1 - p_t) ** gamma * cross_entropy
+    return result
+
+
+def heads(seed, *, batch=2, count=7, classes=3, dtype=torch.float64):
+    """Logits, deltas, labels and target deltas, of which about a third each are positive, background and ignored."""
+    rng = np.random.default_rng(seed)
+    parts = (rng.normal(0, s, (batch, count, c)) for s, c in ((3, classes), (1, 4), (1, 4)))
+    labels = rng.permutation(np.arange(batch * count) % (classes + 2)).reshape(batch, count) + IGNORE
+    logits, deltas, targets = (torch.tensor(x, dtype=dtype) for x in parts)
+    return logits, deltas, torch.tensor(labels), targets
+
+
+# Focal loss
+
+
+def test_focal_loss_by_hand():
+    # At logit 0 every p_t is 1/2; at logit log 3 the p of yes is 3/4.
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [0.0, 0.0]])
+    loss = focal_loss(logits, torch.tensor([0, BACKGROUND, IGNORE]), gamma=2.0)
+    half = 0.25 * math.log(2)
+    expected = [[0.25 * half, 0.75 * half], [0.75 * 0.5625 * math.log(4), 0.75 * half], [0, 0]]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+    assert focal_loss(logits, torch.tensor([1, 1, 1]))[0, 1].item() == pytest.approx(0.0612661, abs=1e-7)  # gamma 1.5
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.floats(-15, 15), st.floats(-15, 15), st.integers(IGNORE, 1)), min_size=1, max_size=5),
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.5, 1.5, 2.0]),
+    st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_focal_loss_is_the_formula(rows, alpha, gamma, smoothing):
+    logits = torch.tensor([row[:2] for row in rows], dtype=torch.float64)
+    labels = torch.tensor([row[2] for row in rows])
+    loss = focal_loss(logits, labels, alpha=alpha, gamma=gamma, smoothing=smoothing)
+    assert loss.dtype == torch.float64
+    expected = naive_focal(logits, labels, alpha, gamma, smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)  # 1 - p of the formula loses digits
+
+
+def test_without_focus_it_is_half_the_cross_entropy():
+    logits, _, labels, _ = heads(0)
+    labels = labels.clamp(min=0)
+    loss = focal_loss(logits, labels, alpha=0.5, gamma=0)
+    expected = F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 3).double(), reduction="none") / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_is_stable(dtype, smoothing):
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4], [100, -100]], dtype=dtype, requires_grad=True)
+    labels = torch.tensor([0, 0, BACKGROUND, IGNORE])
+    loss = focal_loss(logits, labels, smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert not loss[0].any()  # right, and sure
+    right = 1 - smoothing / 2  # what is wrong and sure costs alpha_t times its share of the logit
+    expected = torch.tensor([[0.25 * 1e4 * right, 0.75 * 1e4 * right], [0.75 * 1e4 * right, 0]], dtype=dtype)
+    torch.testing.assert_close(loss[1:3], expected)
+    torch.testing.assert_close(gradient[1:3], torch.tensor([[-1, 1], [1, 0]]) * expected / 1e4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_ignored_anchors_cost_and_teach_exactly_nothing(smoothing):
+    logits, _, labels, _ = heads(1)
+    ignored = labels == IGNORE
+    loss = focal_loss(logits, labels, smoothing=smoothing)
+    gradient = torch.func.grad(lambda x: focal_loss(x, labels, smoothing=smoothing).sum())(logits)
+    for values in (loss, gradient):
+        assert not values[ignored].any()
+        assert values[~ignored].all()
+
+
+def test_smoothing_moves_the_loss_of_the_sure():
+    sure = torch.tensor([[9.0]])
+    plain, smooth = (focal_loss(sure, torch.tensor([0]), gamma=0, smoothing=s).item() for s in (0.0, 0.1))
+    assert smooth - plain == pytest.approx(0.25 * 0.05 * 9)
+
+
+# Huber loss
+
+
+def test_huber_loss_by_hand():
+    errors = torch.tensor([0.0, 0.05, -0.05, 0.1, 0.3, -2.0])
+    expected = torch.tensor([0, 0.00125, 0.00125, 0.005, 0.025, 0.195])
+    torch.testing.assert_close(huber_loss(1 + errors, torch.ones(6)), expected, rtol=1e-5, atol=1e-8)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 0.1, 1.0, 5.0]))
+def test_huber_loss_is_torchs(seed, delta):
+    generator = torch.Generator().manual_seed(seed)
+    predictions, targets = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    predictions[:2] = targets[:2] + torch.tensor([0, delta])
+
+    result = huber_loss(predictions, targets, delta=delta)
+    assert result.dtype == torch.float64
+    expected = F.huber_loss(predictions, targets, delta=delta, reduction="none")
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
+    gradient = torch.func.grad(lambda p: huber_loss(p, targets, delta=delta).sum())(predictions)
+    expected = torch.func.grad(lambda p: F.huber_loss(p, targets, delta=delta, reduction="sum"))(predictions)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+# The reduction
+
+
+def test_detection_loss_by_hand():
+    logits = torch.zeros(1, 3, 1)
+    deltas = torch.tensor([[[0, 0.05, 0.3, -1], [9, 9, 9, 9], [9, 9, 9, 9]]])
+    labels = torch.tensor([[0, BACKGROUND, IGNORE]])
+    losses = detection_loss(logits, deltas, labels, torch.zeros(1, 3, 4))
+    element = 0.5**1.5 * math.log(2)
+    assert losses.classification.item() == pytest.approx((0.25 + 0.75) * element / 2)  # one positive + 1
+    assert losses.box.item() == pytest.approx((0.00125 + 0.025 + 0.095) / 8)
+    assert losses.total.item() == pytest.approx(element / 2 + 50 * 0.12125 / 8)
+
+
+def test_detection_loss_is_the_sum_of_its_parts():
+    logits, deltas, labels, targets = heads(2)
+    losses = detection_loss(logits, deltas, labels, targets, alpha=0.3, gamma=2, smoothing=0.1, delta=0.2, box_weight=7)
+    positive = labels >= 0
+    count = positive.sum() + 1
+    classification = focal_loss(logits, labels, alpha=0.3, gamma=2, smoothing=0.1).sum() / count
+    box = F.huber_loss(deltas[positive], targets[positive], delta=0.2, reduction="sum") / (4 * count)
+    torch.testing.assert_close(losses, (classification + 7 * box, classification, box), rtol=1e-12, atol=0)
+    assert {x.dtype for x in losses} == {torch.float64}
+    assert {x.shape for x in losses} == {()}
+
+
+def test_a_batch_without_objects_has_a_loss_of_background_alone():
+    logits, deltas, labels, targets = heads(3)
+    losses = detection_loss(logits, deltas, torch.full_like(labels, BACKGROUND), targets)
+    assert losses.box == 0
+    assert losses.total == losses.classification > 0
+    losses = detection_loss(logits, deltas, torch.full_like(labels, IGNORE), targets)
+    assert losses == (0, 0, 0)
+
+
+def test_only_positives_teach_boxes_and_ignored_anchors_teach_nothing():
+    logits, deltas, labels, targets = heads(4)
+    gradients = torch.func.grad(lambda x, d: detection_loss(x, d, labels, targets).total, argnums=(0, 1))(
+        logits, deltas
+    )
+    assert torch.equal(gradients[0].any(-1), labels != IGNORE)
+    assert torch.equal(gradients[1].any(-1), labels >= 0)
+
+
+def test_the_normaliser_is_of_the_whole_batch():
+    logits, deltas, labels, targets = heads(5, batch=3)
+    counts = (labels >= 0).sum(1) + 1
+    each = torch.func.vmap(detection_loss)(logits, deltas, labels, targets)
+    whole = detection_loss(logits, deltas, labels, targets)
+    torch.testing.assert_close(whole.total, (each.total * counts).sum() / (counts.sum() - 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, deltas, labels, targets = heads(6, count=500, dtype=torch.float32)
+    halves = logits.to(dtype), deltas.to(dtype)
+    losses = detection_loss(*halves, labels, targets)
+    assert {x.dtype for x in losses} == {torch.float32}
+    assert losses == detection_loss(halves[0].float(), halves[1].float(), labels, targets)
+
+
+def test_autocast_changes_nothing():
+    arguments = heads(7, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detection_loss(*arguments)
+    assert losses == detection_loss(*arguments)
+
+
+# The reference
+
+
+@pytest.fixture(scope="module")
+def data(shared):
+    return {name: torch.from_numpy(value) for name, value in np.load(shared / "reference" / "losses.npz").items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("default", {}), ("smooth01", {"smoothing": 0.1}), ("gamma2", {"gamma": 2.0})]
+)
+def test_reference(data, name, settings):
+    deltas, targets = swap_xy(data["deltas_ty_tx_th_tw"]), swap_xy(data["box_targets_ty_tx_th_tw"])
+    losses = detection_loss(data["logits"], deltas, data["class_targets"].long(), targets, **settings)
+    for got, part in zip(losses, ("total", "class", "box"), strict=True):
+        assert got.item() == pytest.approx(data[f"{name}_{part}"].item(), rel=1e-5)
+
+
+def test_reference_gradients(data):
+    labels, targets = data["class_targets"].long(), swap_xy(data["box_targets_ty_tx_th_tw"])
+
+    def total(logits, deltas):
+        return detection_loss(logits, deltas, labels, targets).total
+
+    gradients = torch.func.grad(total, argnums=(0, 1))(data["logits"], swap_xy(data["deltas_ty_tx_th_tw"]))
+    torch.testing.assert_close(gradients[0], data["grad_logits"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(swap_xy(gradients[1]), data["grad_deltas"], rtol=1e-5, atol=1e-7)
+
+
+def test_reference_curves(data):
+    logits = data["focal_logits"][:, None]
+    for label, name in ((0, "focal_target1"), (BACKGROUND, "focal_target0")):
+        loss = focal_loss(logits, torch.full((len(logits),), label))[:, 0]
+        torch.testing.assert_close(loss, data[name], rtol=1e-5, atol=1e-5)
+    error = data["huber_error"]
+    torch.testing.assert_close(huber_loss(error, torch.zeros_like(error)), data["huber_value"], rtol=1e-5, atol=1e-6)

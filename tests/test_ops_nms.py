@@ -1,0 +1,278 @@
+"""Suppression against its definition, one pair after another, and against the reference."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tinydet.ops.nms import nms, soft_nms
+
+
+def plain_nms(boxes, scores, labels, iou_threshold):
+    """The definition, over all pairs; exact, since boxes are whole numbers and the threshold a fraction."""
+    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1)
+    corner = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = np.maximum(corner[1] - corner[0], 0).prod(2)
+    union = size[:, None] + size - shared
+    over = shared * iou_threshold.denominator > iou_threshold.numerator * union
+    over &= labels[:, None] == labels
+    keep: list[int] = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        if not over[i, keep].any():
+            keep.append(i)
+    return keep
+
+
+def plain_iou(a, b):
+    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    areas = [max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (a, b)]
+    return shared / (sum(areas) - shared) if any(areas) else 0
+
+
+def plain_soft_nms(boxes, scores, labels, decay, score_threshold=0.001):
+    """The paper's figure 2, with a decay of its choice."""
+    boxes, scores, left, keep = boxes.tolist(), scores.tolist(), list(range(len(boxes))), []
+    while left:
+        best = max(left, key=lambda i: scores[i])
+        if scores[best] <= score_threshold:
+            break
+        left.remove(best)
+        keep.append((best, scores[best]))
+        for i in left:
+            if labels[i] == labels[best]:
+                scores[i] *= decay(plain_iou(boxes[i], boxes[best]))
+    return keep
+
+
+def scene(seed, count, *, field=60, levels=5, classes=3, broken=0.0):
+    """Whole-number boxes and scores of few levels, so that overlaps and scores tie; a share inverted or empty."""
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(-field, field, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(1, 30, (count, 2))], -1)
+    if count:
+        twins = rng.random(count) < 0.1
+        boxes[twins] = boxes[rng.integers(0, count, twins.sum())]
+    wrong = rng.random(count) < broken
+    boxes[wrong] = rng.integers(-field, field, (wrong.sum(), 4))
+    boxes[rng.random(count) < broken, 2:] = 0
+    empty = rng.random(count) < broken
+    boxes[empty, 2] = boxes[empty, 0]
+    return boxes, rng.integers(1, levels + 1, count) / levels, rng.integers(0, classes, count)
+
+
+def tensors(boxes, scores, labels, dtype=torch.float32):
+    return torch.tensor(boxes, dtype=dtype), torch.tensor(scores, dtype=dtype), torch.tensor(labels)
+
+
+COUNTS = st.sampled_from([0, 1, 2, 30, 255, 256, 257, 400, 513, 600])  # around and beyond one block of 256
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+# Greedy
+
+
+def test_by_hand():
+    # 1 overlaps 0 by 8/12, 2 overlaps 1 but not 0 by more than half: it stays, since 1 is gone.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [4, 0, 14, 10], [50, 50, 60, 60]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.95])
+    assert nms(boxes, scores).tolist() == [3, 0, 2]
+    assert nms(boxes, scores, torch.tensor([0, 1, 0, 0])).tolist() == [3, 0, 1, 2]
+    assert nms(boxes, scores, torch.tensor([0, 1, 1, 0])).tolist() == [3, 0, 1]
+    assert nms(boxes, scores, iou_threshold=0.7).tolist() == [3, 0, 1, 2]
+    assert nms(boxes, scores, iou_threshold=0.2).tolist() == [3, 0]
+
+
+def test_a_box_at_the_threshold_stays():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])
+    assert nms(boxes, torch.tensor([1.0, 0.5])).tolist() == [0, 1]
+    assert nms(boxes, torch.tensor([1.0, 0.5]), iou_threshold=0.49).tolist() == [0]
+
+
+def test_of_equal_scores_the_first_stays():
+    boxes = torch.tensor([[1.0, 0, 11, 10], [0, 0, 10, 10], [0, 0, 10, 10], [30, 0, 40, 10]])
+    assert nms(boxes, torch.full((4,), 0.5)).tolist() == [0, 3]
+    assert nms(boxes.flip(0), torch.full((4,), 0.5)).tolist() == [0, 1]
+
+
+def test_empty_boxes_stay_and_suppress_nothing():
+    boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, 10, 10], [9, 9, 1, 1], [5, 0, 5, 10]])
+    assert nms(boxes, torch.tensor([5.0, 4, 3, 2, 1]), iou_threshold=0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_boxes():
+    for labels in (None, torch.zeros(0, dtype=torch.int64)):
+        keep = nms(torch.zeros(0, 4), torch.zeros(0), labels)
+        assert keep.shape == (0,)
+        assert keep.dtype == torch.int64
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, COUNTS, st.sampled_from(["0", "3/10", "1/2", "7/10", "1"]), st.sampled_from([8, 60, 400]), st.booleans())
+def test_greedy_is_its_definition(seed, count, iou_threshold, field, broken):
+    boxes, scores, labels = scene(seed, count, field=field, broken=0.2 * broken)
+    threshold = Fraction(iou_threshold)
+    for classes in (labels, np.zeros(count, dtype=np.int64)):
+        expected = plain_nms(boxes, scores, classes, threshold)
+        for dtype in (torch.float32, torch.float64):
+            result = nms(*tensors(boxes, scores, classes, dtype), iou_threshold=float(threshold))
+            assert result.dtype == torch.int64
+            assert result.tolist() == expected
+    assert nms(*tensors(boxes, scores, labels)[:2], iou_threshold=float(threshold)).tolist() == expected
+
+
+@pytest.mark.parametrize("count", [256, 700])
+def test_a_chain_of_boxes_keeps_every_other(count):
+    left = torch.arange(count) * 3.0  # each overlaps the next by 7/13, and the one after by 4/16
+    boxes = torch.stack([left, torch.zeros(count), left + 10, torch.full((count,), 10.0)], -1)
+    assert nms(boxes, -left).tolist() == list(range(0, count, 2))
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, COUNTS)
+def test_classes_do_not_meet_wherever_and_however_large_the_boxes(seed, count):
+    boxes, scores, labels = scene(seed, count)
+    b, s, c = tensors(boxes, scores, labels)
+    rows = [torch.nonzero(c == k)[:, 0] for k in range(3)]
+    kept = torch.cat([r[nms(b[r], s[r])] for r in rows]).sort().values
+    expected = kept[s[kept].argsort(descending=True, stable=True)]
+    assert torch.equal(nms(b, s, c), expected)
+    assert torch.equal(nms(b - 1e6, s, c), expected)  # whole numbers, still exact in float32
+    assert torch.equal(nms(b * 2.0**20, s, c), expected)
+    assert torch.equal(nms(b, s, c * 10**9), expected)
+    assert torch.equal(nms(b, s, -1 - c), expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, COUNTS, st.booleans())
+def test_fewer_detections_are_the_first_of_all(seed, count, by_class):
+    boxes, scores, labels = tensors(*scene(seed, count, field=300))
+    classes = labels if by_class else None
+    everything = nms(boxes, scores, classes)
+    for limit in (0, 1, 7, 255, 256, 257, 1000):
+        assert torch.equal(nms(boxes, scores, classes, max_detections=limit), everything[:limit])
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, COUNTS)
+def test_what_stays_stays(seed, count):
+    boxes, scores, labels = tensors(*scene(seed, count, broken=0.1))
+    keep = nms(boxes, scores, labels)
+    assert torch.equal(nms(boxes[keep], scores[keep], labels[keep]), torch.arange(len(keep)))
+
+
+def test_memory_is_not_quadratic():
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.numel())
+            return out
+
+    boxes, scores, _ = tensors(*scene(0, 4000, field=2000, levels=1000))
+    with Largest() as largest:
+        keep = nms(boxes, scores)
+    assert len(keep) > 3000
+    assert 0 < largest.elements <= 256 * 4000
+
+
+# Soft
+
+
+def test_soft_by_hand():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]], dtype=torch.float64)
+    scores = torch.tensor([0.9, 0.8, 0.5], dtype=torch.float64)
+    keep, lowered = soft_nms(boxes, scores)
+    assert keep.tolist() == [0, 2, 1]  # .8 exp(-.25 / .5) = .485
+    assert lowered.tolist() == pytest.approx([0.9, 0.5, 0.8 * math.exp(-0.5)])
+    keep, lowered = soft_nms(boxes, scores, method="linear")
+    assert keep.tolist() == [0, 2, 1]
+    assert lowered.tolist() == pytest.approx([0.9, 0.5, 0.4])
+    for settings_ in ({"labels": torch.tensor([0, 1, 0])}, {"method": "linear", "iou_threshold": 0.5}):
+        keep, lowered = soft_nms(boxes, scores, **settings_)
+        assert keep.tolist() == [0, 1, 2]
+        assert torch.equal(lowered, scores)
+    keep, lowered = soft_nms(boxes, scores, score_threshold=0.5)  # at it or below is out
+    assert keep.tolist() == [0]
+
+
+def test_soft_of_equal_scores_takes_the_first_and_twins_vanish():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [30, 0, 40, 10], [0, 0, 10, 10], [60, 0, 70, 10]])
+    keep, lowered = soft_nms(boxes, torch.full((4,), 0.5), method="linear")
+    assert keep.tolist() == [0, 1, 3]
+    assert lowered.tolist() == [0.5] * 3
+    keep, lowered = soft_nms(boxes, torch.full((4,), 0.5))
+    assert keep.tolist() == [0, 1, 3, 2]
+    assert lowered[3].item() == pytest.approx(0.5 * math.exp(-2))
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+def test_soft_of_none_and_of_none_above_the_threshold(method):
+    for count in (0, 3):
+        keep, lowered = soft_nms(torch.rand(count, 4), torch.zeros(count), method=method)
+        assert keep.shape == lowered.shape == (0,)
+        assert keep.dtype == torch.int64
+        assert lowered.dtype == torch.float32
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.sampled_from([1, 2, 20, 60]), st.sampled_from([0.1, 0.5, 2.0]))
+def test_gaussian_is_its_definition(seed, count, sigma):
+    boxes, _, labels = scene(seed, count, field=15, broken=0.1)
+    scores = np.random.default_rng(seed).uniform(0, 1, count)
+    keep, lowered = soft_nms(*tensors(boxes, scores, labels, torch.float64), sigma=sigma)
+    expected = plain_soft_nms(boxes, scores, labels, lambda iou: math.exp(-(iou**2) / sigma))
+    assert keep.tolist() == [row for row, _ in expected]
+    np.testing.assert_allclose(lowered, [score for _, score in expected], rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.sampled_from([1, 2, 20, 60]), st.sampled_from([0.0, 0.3, 0.5]))
+def test_linear_is_its_definition_with_ties(seed, count, iou_threshold):
+    boxes, scores, labels = scene(seed, count, field=15, broken=0.1)
+    keep, lowered = soft_nms(
+        *tensors(boxes, scores, labels, torch.float64), method="linear", iou_threshold=iou_threshold
+    )
+    expected = plain_soft_nms(boxes, scores, labels, lambda iou: 1 - iou if iou > iou_threshold else 1)
+    assert keep.tolist() == [row for row, _ in expected]
+    np.testing.assert_allclose(lowered, [score for _, score in expected], rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.sampled_from(["gaussian", "linear"]))
+def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, method):
+    boxes, scores, labels = tensors(*scene(seed, 40, field=15))
+    keep, lowered = soft_nms(boxes, scores, labels, method=method)
+    assert len(keep.unique()) == len(keep)
+    assert (lowered.diff() <= 0).all()
+    assert (lowered <= scores[keep]).all()
+    for limit in (0, 1, 7, 100):
+        first, first_lowered = soft_nms(boxes, scores, labels, method=method, max_detections=limit)
+        assert torch.equal(first, keep[:limit])
+        assert torch.equal(first_lowered, lowered[:limit])
+
+
+def test_soft_method_is_named():
+    with pytest.raises(ValueError, match="method must be 'gaussian' or 'linear', got 'hard'"):
+        soft_nms(torch.zeros(1, 4), torch.zeros(1), method="hard")
+
+
+# The reference
+
+
+def test_reference(shared):
+    data = {name: torch.from_numpy(value) for name, value in np.load(shared / "reference" / "nms.npz").items()}
+    boxes, scores, labels = data["boxes_xyxy"], data["scores"], data["classes"]
+    assert torch.equal(nms(boxes, scores, labels), data["hard_keep"])
+    assert torch.equal(nms(boxes, scores), data["hard_agnostic_keep"])
+    for method, name in (("gaussian", "soft_gauss"), ("linear", "soft_linear")):
+        keep, lowered = soft_nms(boxes, scores, labels, method=method)
+        assert torch.equal(keep, data[f"{name}_idx"])
+        torch.testing.assert_close(lowered, data[f"{name}_scores"], rtol=0, atol=1e-5)
