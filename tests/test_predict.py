@@ -1,0 +1,304 @@
+"""Predictions are what validation finds, and what is written reads back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinydet.predict
+from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
+from tinydet.data.example import read_image
+from tinydet.data.kitti import KittiDataset, read_objects
+from tinydet.data.loader import val_batches
+from tinydet.draw import draw
+from tinydet.errors import InputError
+from tinydet.evaluate import validate
+from tinydet.model.config import model_config
+from tinydet.model.detect import Detections
+from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.functional import state
+from tinydet.predict import (
+    Prediction,
+    collect_pictures,
+    json_line,
+    kitti_lines,
+    newest_weights,
+    predict,
+    save_predictions,
+)
+from tinydet.weights.checkpoint import Checkpoint, save_checkpoint, skeleton
+
+CLASSES = ("Car", "Pedestrian")
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    """Random averaged weights; those that they average are no numbers, and whoever used them would notice."""
+    torch.manual_seed(0)
+    config = model_config("lite0", classes=CLASSES, image_size=(64, 128))
+    params, buffers = state(EfficientDet(config))
+    last = [{name: torch.full_like(x, -1) * torch.inf for name, x in tensors.items()} for tensors in (params, buffers)]
+    return Checkpoint(config, last[0], last[1], params, buffers, {})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> KittiDataset:
+    root = write_kitti(tmp_path_factory.mktemp("kitti"), FRAMES, lists={"val": [f"{i:06d}" for i in range(FRAMES)]})
+    return KittiDataset(root, "val", classes=CLASSES)
+
+
+def found(count: int, *, seed: int = 0) -> Detections:
+    """Random detections, best first, with as many digits as a float32 has."""
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.uniform(0, 600, (count, 2)), rng.uniform(0, 600, (count, 2))
+    scores = np.sort(10.0 ** rng.uniform(-6, 0, count))[::-1].copy()
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    return Detections(
+        torch.from_numpy(boxes).float(), torch.from_numpy(scores).float(), torch.from_numpy(rng.integers(0, 2, count))
+    )
+
+
+def prediction(name: str, count: int = 3) -> Prediction:
+    image = np.random.default_rng(count).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    return Prediction(Path(name), image, found(count))
+
+
+def assert_same(one: Detections, other: Detections) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_predictions_are_what_validation_finds(dataset: KittiDataset, checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    batches = val_batches(dataset, config.image_size, batch_size=2, workers=0, fill=config.fill)
+    expected = validate(
+        skeleton(config), checkpoint.ema_params, checkpoint.ema_buffers, batches, config=config
+    ).detections
+    predictions = list(predict(dataset.paths, checkpoint, batch_size=2, score_threshold=0.01))
+    assert [one.path for one in predictions] == dataset.paths
+    for one, detections in zip(predictions, expected, strict=True):
+        assert len(one.detections.scores) > 10
+        assert_same(one.detections, detections)
+        np.testing.assert_array_equal(one.image, read_image(one.path))
+        assert (one.detections.boxes >= 0).all()
+        assert (one.detections.boxes <= torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
+
+
+def test_settings_reach_the_detector(dataset: KittiDataset, checkpoint: Checkpoint) -> None:
+    paths = dataset.paths[:1]
+    (every,) = predict(paths, checkpoint, score_threshold=0.0, max_detections=50)
+    assert len(every.detections.scores) == 50
+    threshold = every.detections.scores[9].item()
+    (ten,) = predict(paths, checkpoint, score_threshold=threshold, max_detections=50)
+    assert_same(ten.detections, Detections(*(field[:10] for field in every.detections)))
+    (soft,) = predict(paths, checkpoint, score_threshold=0.0, max_detections=50, method="soft")
+    assert not torch.equal(soft.detections.boxes, every.detections.boxes)
+    (none,) = predict(paths, checkpoint, score_threshold=1.0)
+    assert [len(field) for field in none.detections] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"max_detections": -1}, "max_detections must be positive, got -1"),
+        ({"score_threshold": 30}, r"score_threshold must be in \[0, 1\], got 30"),
+        ({"method": "none"}, "method must be one of hard, soft; got 'none'"),
+    ],
+)
+def test_a_senseless_setting_is_named(checkpoint: Checkpoint, setting: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        predict([], checkpoint, **setting)
+
+
+def test_one_batch_is_read_at_a_time(
+    dataset: KittiDataset, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def spy(path: Path) -> np.ndarray:
+        read.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(tinydet.predict, "read_image", spy)
+    predictions = predict(dataset.paths, checkpoint, batch_size=2)
+    assert read == []
+    for count in (2, 2, 4, 4, 5):
+        next(predictions)
+        assert read == dataset.paths[:count]
+
+
+def test_what_is_no_picture_is_named_before_any_work(
+    dataset: KittiDataset, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    with pytest.raises(InputError, match=r"notes\.png: not a readable picture \(unknown format\)"):
+        predict([dataset.paths[0], text], checkpoint)
+    with pytest.raises(InputError, match=r"gone\.png: not a readable picture \(No such file or directory\)"):
+        predict([dataset.paths[0], tmp_path / "gone.png"], checkpoint)
+
+
+def test_a_truncated_picture_is_named_when_reached(
+    dataset: KittiDataset, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
+    predictions = predict([dataset.paths[0], cut], checkpoint)
+    assert next(predictions).path == dataset.paths[0]
+    with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
+        next(predictions)
+
+
+def test_pictures_are_files_and_the_pictures_of_folders(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt", "deeper/c.png", "other/d.webp", "e.dat", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / "f.bmp").touch()
+    assert collect_pictures([]) == []
+    given: list[Path | str] = [tmp_path / "other", str(tmp_path / "e.dat"), tmp_path / "folder.png"]
+    assert collect_pictures(given) == [tmp_path / "other/d.webp", tmp_path / "e.dat", tmp_path / "folder.png/f.bmp"]
+    assert [path.name for path in collect_pictures([tmp_path])] == ["a.jpg", "b.PNG"]
+    with pytest.raises(InputError, match=r"empty: holds no picture \(\.png, "):
+        collect_pictures([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"gone: no such file or folder"):
+        collect_pictures([tmp_path / "other", tmp_path / "gone"])
+    (tmp_path / "other" / "a.png").touch()
+    with pytest.raises(InputError, match=r"other/a\.png: its results would overwrite those of .*a\.jpg"):
+        collect_pictures([tmp_path, tmp_path / "other"])
+
+
+def test_the_newest_weights_are_of_the_run_that_improved_last(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"runs: no run with a best\.pt; .*`tinydet train DATA`.*--weights FILE"):
+        newest_weights(tmp_path / "runs")
+    for name, seconds in (("d0-1", 100), ("d0-3", 300), ("d0-2", 200)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "best.pt").touch()
+        os.utime(tmp_path / "runs" / name / "best.pt", (seconds, seconds))
+    (tmp_path / "runs" / "d0-4").mkdir()
+    assert newest_weights(tmp_path / "runs") == tmp_path / "runs" / "d0-3" / "best.pt"
+
+
+def test_a_json_line_holds_all_of_a_prediction() -> None:
+    one = prediction("folder/frame.png", 200)
+    line = json_line(one, CLASSES)
+    assert "\n" not in line
+    read = json.loads(line)
+    assert {name: read[name] for name in ("image", "width", "height")} == {
+        "image": "folder/frame.png",
+        "width": 120,
+        "height": 80,
+    }
+    rows = read["detections"]
+    assert_same(
+        one.detections,
+        Detections(
+            torch.tensor([row["box"] for row in rows]),
+            torch.tensor([row["score"] for row in rows]),
+            torch.tensor([row["label"] for row in rows]),
+        ),
+    )
+    assert [row["class"] for row in rows] == [CLASSES[row["label"]] for row in rows]
+    assert len(line) < 200 * 110  # no digits that a float32 does not have
+
+
+def test_a_kitti_result_reads_back(tmp_path: Path) -> None:
+    detections = found(500)
+    path = tmp_path / "000001.txt"
+    path.write_text(kitti_lines(detections, ("Car", "traffic light")))
+    read = read_objects(path, scored=True)
+    assert read.types == [("Car", "traffic_light")[label] for label in detections.labels.tolist()]
+    assert read.scores is not None
+    np.testing.assert_array_equal(read.boxes.astype(np.float32), detections.boxes.numpy())
+    np.testing.assert_array_equal(read.scores.astype(np.float32), detections.scores.numpy())
+    assert kitti_lines(found(0), CLASSES) == ""
+
+
+def test_a_kitti_line_leaves_out_what_only_3d_detectors_know() -> None:
+    one = Detections(torch.tensor([[712.4, 143, 810.73, 307.92]]), torch.tensor([0.87]), torch.tensor([1]))
+    expected = "Pedestrian -1 -1 -10 712.4 143.0 810.73 307.92 -1 -1 -1 -1000 -1000 -1000 -10 0.87\n"
+    assert kitti_lines(one, CLASSES) == expected
+
+
+def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path) -> None:
+    made = [prediction("in/a.png"), prediction("in/b.jpg", 0)]
+    before = made[0].image.copy()
+    counts = save_predictions(iter(made), tmp_path / "deep" / "out", classes=CLASSES)
+    out = tmp_path / "deep" / "out"
+    assert counts == {name: int((made[0].detections.labels == i).sum()) for i, name in enumerate(CLASSES)}
+    assert list(counts) == list(CLASSES)
+    assert (out / "predictions.jsonl").read_text().splitlines() == [json_line(one, CLASSES) for one in made]
+    assert sorted(path.name for path in (out / "kitti").iterdir()) == ["a.txt", "b.txt"]
+    assert (out / "kitti" / "a.txt").read_text() == kitti_lines(made[0].detections, CLASSES)
+    assert (out / "kitti" / "b.txt").read_text() == ""
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
+    boxes, scores, labels = made[0].detections
+    expected = draw(made[0].image, boxes, labels, scores, classes=CLASSES)
+    with Image.open(out / "pictures" / "a.jpg") as picture:
+        assert np.abs(np.asarray(picture).astype(float) - expected).mean() < 5
+    np.testing.assert_array_equal(made[0].image, before)
+
+
+def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    save_predictions([prediction("a.png"), prediction("b.png")], tmp_path / "out", classes=CLASSES)
+    kept = tmp_path / "out" / "kitti" / "mine.txt"
+    kept.write_text("mine")
+    save_predictions([prediction("c.png", 1)], tmp_path / "out", classes=CLASSES)
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert files == {"predictions.jsonl", "kitti/c.txt", "kitti/mine.txt", "pictures/c.jpg"}
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out", "out/kitti/a.txt"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="out: neither empty nor an earlier prediction; choose another folder"):
+        save_predictions([prediction("a.png")], tmp_path / "out", classes=CLASSES)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"picture": "a.png"}', '{"image": 3}'])
+def test_lines_of_something_else_are_left_alone(tmp_path: Path, line: str) -> None:
+    lines = tmp_path / "predictions.jsonl"
+    lines.write_text(f"{json_line(prediction('a.png'), CLASSES)}\n{line}\n")
+    (tmp_path / "kitti").mkdir()
+    (tmp_path / "kitti" / "a.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"predictions\.jsonl: not written by a prediction"):
+        save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
+    assert len(lines.read_text().splitlines()) == 2
+    assert (tmp_path / "kitti" / "a.txt").read_text() == "mine"
+
+
+def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"two/a\.jpg: its results would overwrite those of another 'a'"):
+        save_predictions([prediction("one/a.png"), prediction("two/a.jpg", 0)], tmp_path, classes=CLASSES)
+    assert len((tmp_path / "kitti" / "a.txt").read_text().splitlines()) == 3
+
+
+def test_predicting_loads_nothing_that_it_does_not_need(
+    dataset: KittiDataset, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    code = f"""if True:
+        import sys
+        from tinydet.predict import collect_pictures, predict, save_predictions
+        from tinydet.weights.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint({str(tmp_path / "best.pt")!r})
+        pictures = collect_pictures([{str(dataset.paths[0])!r}])
+        save_predictions(predict(pictures, checkpoint), {str(tmp_path / "out")!r}, classes=checkpoint.config.classes)
+        print([name for name in ("albumentations", "cv2", "click", "matplotlib", "scipy") if name in sys.modules])"""
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "[]\n"
+    assert (tmp_path / "out" / "kitti" / "000000.txt").is_file()
