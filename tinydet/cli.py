@@ -116,7 +116,7 @@ def main() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--train", default=240, show_default=True, help="Training scenes.")
 @click.option("--val", default=60, show_default=True, help="Validation scenes.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Decides every scene.")
 @command
 def scenes(directory: Path, train: int, val: int, seed: int) -> None:
     """Draw street scenes to try things on, in KITTI's layout."""
@@ -132,17 +132,30 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True)
 @click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
 @click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
-@click.option("--epochs", default=50, show_default=True)
-@click.option("--batch-size", default=8, show_default=True)
-@click.option("--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]))
+@click.option("--epochs", default=50, show_default=True, help="Passes over the training frames.")
+@click.option("--batch-size", default=8, show_default=True, help="Pictures a step.")
+@click.option(
+    "--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]), help="torch.optim's."
+)
 @click.option("--lr", type=float, help="Peak learning rate; in proportion to the batch when left out.")
 @click.option("--weight-decay", type=float, help="Of convolution kernels; by the optimizer when left out.")
-@click.option("--schedule", default="cosine", show_default=True, type=click.Choice(["cosine", "plateau"]))
-@click.option("--warmup-epochs", default=1.0, show_default=True)
+@click.option(
+    "--schedule",
+    default="cosine",
+    show_default=True,
+    type=click.Choice(["cosine", "plateau"]),
+    help="Down in a cosine, or by ten whenever the validation loss has not fallen for three epochs.",
+)
+@click.option("--warmup-epochs", default=1.0, show_default=True, help="At most a tenth of the run.")
 @click.option("--clip", default=10.0, show_default=True, help="Largest norm of the gradient.")
 @click.option("--ema-decay", default=0.9998, show_default=True, help="Of the averaged weights.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=max(1, min(4, (os.cpu_count() or 2) // 2)), help="Processes that load pictures.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option(
+    "--workers",
+    default=max(1, min(4, (os.cpu_count() or 2) // 2)),
+    show_default="half the cores, at most 4",
+    help="Processes that load pictures.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; a new one in runs/ when left out.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with the settings it began with.")
 @device_option
@@ -184,11 +197,11 @@ def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device
 @click.argument("data", type=click.Path(path_type=Path))
 @weights_option
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score KITTI result files in this folder instead.")
-@click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]))
+@click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]), help="Of DATA.")
 @click.option(
     "--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="With --predictions."
 )
-@click.option("--batch-size", default=8, show_default=True)
+@click.option("--batch-size", default=8, show_default=True, help="Pictures at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @device_option
 @command
@@ -226,11 +239,13 @@ def evaluate(
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @weights_option
-@click.option("--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True, help="A folder."
+)
 @click.option("--score", default=0.3, show_default=True, help="Leave out what scores lower.")
 @click.option("--max-detections", default=100, show_default=True, help="Boxes a picture.")
-@click.option("--nms", default="hard", show_default=True, type=click.Choice(["hard", "soft"]))
-@click.option("--batch-size", default=1, show_default=True)
+@click.option("--nms", default="hard", show_default=True, type=click.Choice(["hard", "soft"]), help="Suppression.")
+@click.option("--batch-size", default=1, show_default=True, help="Pictures at a time.")
 @device_option
 @command
 def predict(
@@ -258,4 +273,5 @@ def predict(
         method=nms,
     )
     counts = save_predictions(found, out, classes=checkpoint.config.classes)
-    click.echo(f"{counts} with {weights}: pictures, predictions.jsonl and kitti/ are in {out}")
+    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f" with {weights}")
+    click.echo(f"pictures in {out / 'pictures'}, boxes in {out / 'predictions.jsonl'} and {out / 'kitti'}")

@@ -1,0 +1,173 @@
+"""The command line, end to end: what it prints, where, and with which exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.kitti_folders import label_line, write_kitti
+from tinydet.cli import main
+
+LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
+MODEL = ["--model", "lite0", "--size", "64x128", "--classes", "Car,Pedestrian"]
+TINY = [*MODEL, "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The one line that a command refuses with."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data in kitti/ and a finished run in runs/lite0-1/."""
+    folder = tmp_path_factory.mktemp("home")
+    write_kitti(folder / "kitti", 5, lists=LISTS)
+    result = run("train", folder / "kitti", *TINY, "--out", folder / "runs/lite0-1")
+    assert result.exit_code == 0, result.output
+    (folder / "train.txt").write_text(result.stdout)
+    return folder
+
+
+def test_train_prints_what_it_came_to_and_a_row_an_epoch(home: Path) -> None:
+    lines = (home / "train.txt").read_text().splitlines()
+    assert lines[0].startswith("model     lite0, 2 classes")
+    assert lines[1].startswith("input     64x128")
+    assert "Car" in lines[2]
+    assert lines[-2].split()[0] == "1"
+    assert str(home / "runs/lite0-1/best.pt") in lines[-1]
+    assert {path.name for path in (home / "runs/lite0-1").iterdir()} == {"best.pt", "last.pt", "metrics.jsonl"}
+
+
+def test_train_names_its_own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert run("train", "kitti", *TINY).exit_code == 0
+    assert (home / "runs/lite0-2/best.pt").is_file()
+
+
+def test_train_leaves_a_finished_run_alone(home: Path) -> None:
+    before = {path: path.read_bytes() for path in (home / "runs/lite0-1").iterdir()}
+    assert "holds a run already" in refusal("train", home / "kitti", *TINY, "--out", home / "runs/lite0-1")
+    assert before == {path: path.read_bytes() for path in (home / "runs/lite0-1").iterdir()}
+
+
+def test_resume_refuses_other_settings(home: Path) -> None:
+    line = refusal("train", home / "kitti", "--out", home / "runs/lite0-1", "--resume", "--lr", "0.5")
+    assert "lr" in line
+    assert "0.5" in line
+
+
+def test_evaluate_prints_the_same_scores_as_a_table_and_as_json(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    weights = ["--weights", "runs/lite0-1/best.pt"]
+    scores = json.loads(run("evaluate", "kitti", *weights, "--json").stdout)
+    assert set(scores["R40"]) == {"Car", "Pedestrian"}
+    assert set(scores["R11"]["Car"]) == {"easy", "moderate", "hard"}
+    row = json.loads((home / "runs/lite0-1/metrics.jsonl").read_text())
+    assert (scores["R40"], scores["R11"]) == (row["R40"], row["R11"])
+    table = run("evaluate", "kitti", *weights).stdout
+    assert f"{scores['R40']['Car']['moderate']:.2f}" in table
+    assert "cannot exceed" in table  # two frames hold fewer than 41 objects
+
+
+def test_evaluate_scores_result_files_against_a_bare_folder_of_labels(home: Path, tmp_path: Path) -> None:
+    labels, results = home / "kitti/training/label_2", tmp_path / "results"
+    results.mkdir()
+    for path in labels.glob("*.txt"):
+        lines = [f"{line} 0.9\n" for line in path.read_text().splitlines()]
+        (results / path.name).write_text("".join(lines))
+    perfect = json.loads(run("evaluate", labels, "--predictions", results, "--json").stdout)
+    assert perfect["R40"]["Car"]["hard"] == pytest.approx((5 - 1) / 40 * 100)  # five cars: the cap of few objects
+    (results / "000002.txt").unlink()
+    result = run("evaluate", labels, "--predictions", results, "--json")
+    assert "000002" in result.stderr
+    assert json.loads(result.stdout)["R40"]["Car"]["hard"] < perfect["R40"]["Car"]["hard"]
+
+
+def test_predict_writes_pictures_and_boxes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    out = tmp_path / "out"
+    result = run("predict", "kitti/training/image_2", "--score", "0", "--out", out)  # the newest run's weights
+    assert result.exit_code == 0
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 5
+    assert len(list((out / "kitti").iterdir())) == len(list((out / "pictures").iterdir())) == 5
+    assert "best.pt" in result.stdout
+
+
+def test_predict_without_a_run_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_kitti(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    line = refusal("predict", "training/image_2")
+    assert "tinydet train" in line
+    assert not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["Car 0 0 -1.57 10 20"], "label_2/000001.txt:1"),
+        ([label_line("Car", (10, 20, 60, 50)), label_line("Car", (60, 20, 10, 50))], "label_2/000001.txt:2"),
+        ([label_line("Car", (10, 20, 60, 50)).replace("60.00", "sixty")], "sixty"),
+    ],
+)
+def test_bad_labels_stop_before_anything_is_written(tmp_path: Path, lines: list[str], said: str) -> None:
+    write_kitti(tmp_path, 5, lists=LISTS)
+    (tmp_path / "training/label_2/000001.txt").write_text("\n".join(lines))
+    assert said in refusal("train", tmp_path, *TINY, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_bad_input(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "junk.png").write_bytes(b"not a picture")
+    weights = home / "runs/lite0-1/best.pt"
+    assert "junk.pt" in refusal("evaluate", home / "kitti", "--weights", tmp_path / "junk.pt")
+    assert "junk.png" in refusal("predict", tmp_path / "junk.png", "--weights", weights, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "image_2" in refusal("train", tmp_path, *TINY)
+    assert "d9" in refusal("train", home / "kitti", "--model", "d9")
+    assert "batch_size" in refusal("train", home / "kitti", *MODEL, "--batch-size", "99", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("size", ["256", "256x", "x896", "0x896", "256x896x3", "-1x5"])
+def test_sizes_that_are_none(size: str) -> None:
+    result = run("train", "anywhere", "--size", size)
+    assert result.exit_code == 2
+    assert "HEIGHTxWIDTH" in result.stderr
+
+
+def test_scenes_then_nothing_overwritten(tmp_path: Path) -> None:
+    assert run("scenes", tmp_path / "scenes", "--train", "1", "--val", "1").exit_code == 0
+    assert (tmp_path / "scenes/ImageSets/val.txt").read_text() == "000001\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("years of work")
+    assert "other" in refusal("scenes", tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_every_option_is_explained() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        text = run(name, "--help").stdout
+        for parameter in command.params:
+            assert all(option in text for option in parameter.opts if option.startswith("--")), name
+            assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_the_command_line_starts_light() -> None:
+    code = "import sys; from tinydet import cli; sys.exit(sum(m in sys.modules for m in ('albumentations', 'PIL')))"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
