@@ -129,7 +129,7 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @main.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--model", default="d0", show_default=True, help="d0 .. d7, d7x, lite0 .. lite4, d0-symmetric.")
-@click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True)
+@click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="What to find.")
 @click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
 @click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
 @click.option("--epochs", default=50, show_default=True, help="Passes over the training frames.")
@@ -153,7 +153,7 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @click.option(
     "--workers",
     default=max(1, min(4, (os.cpu_count() or 2) // 2)),
-    show_default="half the cores, at most 4",
+    show_default="half the cores, 1 to 4",
     help="Processes that load pictures.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; a new one in runs/ when left out.")
