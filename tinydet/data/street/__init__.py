@@ -1,0 +1,1 @@
+"""A drawn street: solids in three dimensions, laid out and painted."""
