@@ -1,0 +1,118 @@
+"""The record of a model: what it refuses, what survives JSON, and the table of the published sizes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tinydet.model.config import COCO_CLASSES, MODELS, ModelConfig, model_config
+
+# name: backbone, input, channels, cells, head layers, fusion, activation, anchor scale, levels. EfficientDet table 1,
+# google/automl's hparams_config.
+PUBLISHED = """
+    d0    b0    512  64  3 3 fast swish 4 5
+    d1    b1    640  88  4 3 fast swish 4 5
+    d2    b2    768  112 5 3 fast swish 4 5
+    d3    b3    896  160 6 4 fast swish 4 5
+    d4    b4    1024 224 7 4 fast swish 4 5
+    d5    b5    1280 288 7 4 fast swish 4 5
+    d6    b6    1280 384 8 5 sum  swish 4 5
+    d7    b6    1536 384 8 5 sum  swish 5 5
+    d7x   b7    1536 384 8 5 sum  swish 4 6
+    lite0 lite0 320  64  3 3 sum  relu6 3 5
+    lite1 lite1 384  88  4 3 sum  relu6 3 5
+    lite2 lite2 448  112 5 3 sum  relu6 3 5
+    lite3 lite3 512  160 6 4 sum  relu6 4 5
+    lite4 lite4 640  224 7 4 sum  relu6 4 5
+    d0-symmetric b0 512 64 3 3 fast swish 4 5
+"""
+
+
+def test_published_sizes():
+    rows = []
+    for name in MODELS:
+        c = model_config(name)
+        assert c.image_size[0] == c.image_size[1]
+        row = [name, c.backbone, c.image_size[0], c.num_channels, c.fpn_repeats, c.head_repeats, c.fusion, c.activation]
+        rows.append([str(value) for value in [*row, round(c.anchor_scale), len(c.levels)]])
+    assert rows == [line.split() for line in PUBLISHED.strip().splitlines()]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_json_round_trip(name):
+    config = model_config(name, classes=("Car", "Pedestrian"), image_size=(256, 896))
+    again = ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert hash(again) == hash(config)  # tuples all the way down
+    assert again.image_size == (256, 896)
+
+
+def test_frozen():
+    config = model_config("d0")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_channels = 3  # type: ignore[misc]
+    assert model_config("d0", num_channels=8) == dataclasses.replace(config, num_channels=8) != config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": (0, 896)}, r"image_size must be positive \(height, width\), got \(0, 896\)"),
+        ({"image_size": [512]}, r"image_size .* got \(512,\)"),
+        ({"classes": ()}, r"classes .* at least one, got \(\)"),
+        ({"classes": ["Car", "Van", "Car"]}, "classes must be different names"),
+        ({"levels": (2, 3, 4, 5)}, r"levels must count up from 3 to at least 6, got \(2, 3, 4, 5\)"),
+        ({"levels": (3, 4, 5)}, "levels"),
+        ({"levels": (3, 4, 6, 7)}, "levels"),
+        ({"backbone": "b8"}, "backbone must be one of .*'b7'.*, got 'b8'"),
+        ({"fusion": "attention"}, "fusion must be one of .*'fast'.*, got 'attention'"),
+        ({"activation": "gelu"}, "activation must be one of .*'swish'.*, got 'gelu'"),
+        ({"padding": "valid"}, "padding must be one of .*'same'.*, got 'valid'"),
+        ({"num_channels": 0}, "num_channels must be positive, got 0"),
+        ({"fpn_repeats": 0}, "fpn_repeats must be positive, got 0"),
+        ({"head_repeats": -1}, "head_repeats must be positive, got -1"),
+        ({"octaves": 0}, "octaves must be positive, got 0"),
+        ({"anchor_scale": 0.0}, "anchor_scale must be positive, got 0.0"),
+        ({"anchor_scale": float("nan")}, "anchor_scale must be positive, got nan"),
+    ],
+)
+def test_refuses(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        model_config("d0", **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_unknown_names():
+    with pytest.raises(ValueError, match=r"model must be one of d0, .*lite4.*; got 'd8'"):
+        model_config("d8")
+    with pytest.raises(TypeError, match="compound_coef"):
+        model_config("d0", compound_coef=1)
+
+
+def test_fill_is_the_mean_colour():
+    assert model_config("d0").fill == (124, 116, 104)
+    assert model_config("lite0").fill == (127, 127, 127)
+    lite = model_config("lite0")
+    for x in (0, 127, 255):
+        assert (x / 255 - lite.mean[0]) / lite.std[0] == pytest.approx((x - 127) / 128)
+
+
+def test_coco_names_by_id():
+    assert len(COCO_CLASSES) == 90
+    assert all(name == " ".join(name.split()) for name in COCO_CLASSES)  # the line breaks of the table are gone
+    known = {
+        1: "person",
+        3: "car",
+        13: "stop sign",
+        17: "cat",
+        27: "backpack",
+        44: "bottle",
+        62: "chair",
+        67: "dining table",
+    }
+    known |= {70: "toilet", 73: "laptop", 82: "refrigerator", 84: "book", 90: "toothbrush"}
+    assert {i: COCO_CLASSES[i - 1] for i in known} == known
+    unused = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # ids without a box in COCO
+    assert {COCO_CLASSES[i - 1] for i in unused} == {
+        *("street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender")
+    }
