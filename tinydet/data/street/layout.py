@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydet.data.street.paint import BACKDROP, NEAR, Light, Thing
+from tinydet.data.street.paint import NEAR, Light, Thing
 from tinydet.data.street.people import rider, walker
 from tinydet.data.street.scenery import clutter, house, tree
 from tinydet.data.street.solids import Floats, Rng, Sprite
@@ -137,7 +137,7 @@ def _vehicle_spot(rng: Rng, street: Street, z: float) -> Spot:
     choice = rng.choice(choices)
     if choice == "crossing":
         way = rng.choice([-1, 1])
-        x = rng.uniform(-0.75, 0.75) * street.crossing
+        x = rng.uniform(*street.edges) * street.crossing / (street.crossing - 8)  # what lies farther out, houses hide
         return x, street.crossing + 1.8 * way, (0.0 if way < 0 else np.pi) + weave
     if choice == "parked":
         side = int(rng.integers(2))
@@ -197,10 +197,10 @@ def _houses(rng: Rng, street: Street) -> list[Thing]:
             front = abs(street.edges[side]) + garden + rng.uniform(0, 0.6)
             if rng.random() < 0.78:
                 what = house(rng, length=length, side=out)
-                things.append(Thing(BACKDROP, what, out * (front + what.dims[2] / 2), z + length / 2, 0.0))
+                things.append(Thing("", what, out * (front + what.dims[2] / 2), z + length / 2, 0.0))
             else:
                 places = [(out * (front + 3 + rng.uniform(0, 5)), z + length * f) for f in (0.25, 0.7)]
-                things += [Thing(BACKDROP, tree(rng), x, far, 0.0) for x, far in places if far > 9]
+                things += [Thing("", tree(rng), x, far, 0.0) for x, far in places if far > 9]
             z += length + rng.choice([0.0, rng.uniform(1, 6)])
     return things
 

@@ -12,7 +12,6 @@ from tinydet.data.street.solids import Balls, Faces, Floats, Rng, Sprite
 
 EYE = 1.65  # the camera's height above the ground in metres, as in KITTI
 FINE = 2  # canvas pixels per picture pixel, each way
-BACKDROP = "backdrop"  # the kind of houses and of trees between them
 LABELLED = ("Car", "Van", "Truck", "Pedestrian", "Cyclist")
 NEAR = 3.0  # the ground is drawn from this far on: what is nearer lies below the picture
 
@@ -121,7 +120,7 @@ def _balls(part: Balls, thing: Thing, camera: Camera, light: Light) -> tuple[Flo
 
 
 def far_to_near(things: Sequence[Thing]) -> list[Thing]:
-    """Things in painting order: backdrop first, and nothing before what it may hide.
+    """Things in painting order: nothing before what it may hide.
 
     One thing may hide another when it ends before the other begins, along z or away from the line of sight straight
     ahead, and the other way of looking does not say the opposite. What is free to come next comes by distance.
@@ -130,8 +129,6 @@ def far_to_near(things: Sequence[Thing]) -> list[Thing]:
     aside = np.stack([np.maximum(np.maximum(low[:, 0], -high[:, 0]), 0), np.maximum(high[:, 0], -low[:, 0])])
     before_x, before_z = aside[1][:, None] <= aside[0], high[:, 1][:, None] <= low[:, 1]
     hides = (before_x | before_z) & ~before_x.T & ~before_z.T
-    backdrop = np.array([thing.kind == BACKDROP for thing in things])
-    hides = np.where(backdrop[:, None] == backdrop, hides, backdrop)
     order: list[int] = []
     left = set(range(len(things)))
     while left:
