@@ -1,5 +1,6 @@
 """The backbones: published widths and depths, shapes at any size, and each block against its formula."""
 
+import functools
 import math
 from typing import Any
 
@@ -38,6 +39,7 @@ PUBLISHED = """
 """
 
 
+@functools.cache
 def meta_backbone(name, **settings):
     with torch.device("meta"):
         return EfficientNetBackbone(name, **settings)
@@ -69,7 +71,7 @@ def test_scaled_channels(channels, width):
 
 
 @given(size=st.tuples(st.integers(1, 200), st.integers(1, 200)), padding=st.sampled_from(["same", "symmetric"]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_shapes_at_any_size(size, padding):
     net = meta_backbone("lite0", activation="relu6", padding=padding)
     features = net(torch.empty(2, 3, *size, device="meta"))
