@@ -99,6 +99,17 @@ def choose_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def progress(length: int, *, show: Callable[[Any], str | None] | None = None) -> Any:
+    """A bar on stderr, where that is a terminal; `erase` takes it away."""
+    return click.progressbar(length=length, file=sys.stderr, item_show_func=show, hidden=not sys.stderr.isatty())
+
+
+def erase(bar: Any) -> None:
+    """Clear the line of a bar."""
+    if bar is not None and not bar.hidden:
+        click.echo("\r\033[K", nl=False, err=True)
+
+
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 weights_option = click.option(
     "--weights", type=click.Path(path_type=Path), help="A checkpoint; the newest run's best.pt when left out."
@@ -180,14 +191,10 @@ def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device
             click.echo(epoch_head(event.config.classes))
             total, folder = event.steps, event.out
         elif isinstance(event, Stepped):
-            if bar is None:
-                bar = click.progressbar(
-                    length=total, file=sys.stderr, item_show_func=lambda losses: losses and f"loss {losses.total:.3f}"
-                )
+            bar = bar or progress(total, show=lambda losses: losses and f"loss {losses.total:.3f}")
             bar.update(1, event.losses)
         else:
-            if sys.stderr.isatty():
-                click.echo("\r\033[K", nl=False, err=True)
+            erase(bar)
             bar = None
             click.echo(epoch_row(event.row, best=event.best))
     click.echo(f"the best epoch is {folder / 'best.pt'}, the last {folder / 'last.pt'}")
