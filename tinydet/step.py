@@ -54,7 +54,7 @@ def train_step(
         The state after the step, and the losses before it.
 
     Raises:
-        FloatingPointError: the loss is not finite; nothing was updated.
+        FloatingPointError: the loss or its gradient is not finite; nothing was updated.
     """
     config = model.config
     images = normalize(batch.images, mean=config.mean, std=config.std)
@@ -66,14 +66,15 @@ def train_step(
         return losses.total, (Losses(*(term.detach() for term in losses)), buffers)
 
     (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(state.params)
-    if not total.isfinite():
-        terms = ", ".join(f"{name} {value:g}" for name, value in losses._asdict().items())
+    norm = torch.nn.utils.get_total_norm(list(grads.values()))
+    if not (total + norm).isfinite():
+        terms = ", ".join(f"{name} {value:g}" for name, value in {**losses._asdict(), "gradient norm": norm}.items())
         raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({terms}) on {', '.join(batch.names)}")
 
-    norm = torch.nn.utils.get_total_norm(list(grads.values()))
     scale = (clip / (norm + 1e-6)).clamp(max=1)
     for name, param in state.params.items():
-        param.grad = grads[name] * scale
+        # In the memory order of the parameter: autograd has its own, and the fused optimisers do not look.
+        param.grad = torch.mul(grads[name], scale, out=torch.empty_like(param))
     optimizer.step()
 
     ramp = (1 + state.step) / (10 + state.step)
