@@ -62,6 +62,7 @@ def test_unknown_backbone():
 
 
 @given(channels=st.integers(1, 700), width=st.floats(0.25, 4))
+@settings(deadline=None)
 def test_scaled_channels(channels, width):
     scaled = scaled_channels(channels, width)
     assert scaled % 8 == 0

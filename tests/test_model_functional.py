@@ -233,6 +233,27 @@ def test_forward_mode_is_the_gradient(model, weights, images, train):
     assert_close(slope, torch.stack([(grads[name] * direction[name]).sum() for name in grads]).sum())
 
 
+@forward_mode
+def test_relu6_overwrites_nothing_that_is_needed():
+    torch.manual_seed(0)
+    net = EfficientDet(
+        model_config("lite0", num_channels=8, fpn_repeats=2, head_repeats=1, classes=("a", "b"))
+    ).double()
+    params, buffers = state(net)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+
+    def loss(params, image):
+        return scalar(apply(net, params, buffers, image[None])[0])
+
+    each = vmap(grad(loss), in_dims=(None, 0))(params, images)
+    for i, image in enumerate(images):
+        value, grads = value_and_grad(loss)(params, image)
+        assert_close({name: g[i] for name, g in each.items()}, grads)
+        again, slope, *_ = jvp(lambda params, image=image: loss(params, image), (params,), (params,))
+        assert_close(again, value)
+        assert_close(slope, torch.stack([(grads[name] * params[name]).sum() for name in grads]).sum())
+
+
 # Averages and pictures
 
 

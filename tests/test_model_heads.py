@@ -23,6 +23,8 @@ def test_starts_at_one_in_a_hundred():
     zeros = [torch.zeros(1, 8, *size) for size in SIZES]
     torch.testing.assert_close(net(zeros).sigmoid(), torch.full((1, 9 * CELLS, 6), 0.01))
     assert not BoxNet(8, 3).eval()(zeros).any()
+    for wide in (ClassNet(64, 1, 90), BoxNet(64, 1)):  # and near it for any picture
+        assert wide.predict.pointwise.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("num_anchors", [9, 2])

@@ -105,10 +105,11 @@ def test_downsample_pads_with_what_never_wins(padding, size):
         assert torch.equal(out, nn.MaxPool2d(3, 2, 1)(x[None])[0])
 
 
-def test_swish():
+def test_activations():
     x = torch.linspace(-9, 9, 101)
     torch.testing.assert_close(swish(x), x * torch.sigmoid(x))
-    assert ACTIVATIONS["relu6"](x).tolist() == x.clamp(0, 6).tolist()
+    assert torch.equal(ACTIVATIONS["swish"](x), swish(x))
+    assert torch.equal(ACTIVATIONS["relu6"](x.clone()), x.clamp(0, 6))  # it may overwrite its argument
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
