@@ -143,6 +143,13 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="What to find.")
 @click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
 @click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "imagenet", "none"]),
+    help="Start from an ImageNet trunk: where one is installed, always, or never.",
+)
 @click.option("--epochs", default=50, show_default=True, help="Passes over the training frames.")
 @click.option("--batch-size", default=8, show_default=True, help="Pictures a step.")
 @click.option(

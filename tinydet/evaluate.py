@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinydet.data.kitti import KittiDataset, KittiObjects, read_objects
+from tinydet.data.kitti import KittiDataset, KittiObjects, find_kitti, read_objects
 from tinydet.data.loader import Batch, val_batches
 from tinydet.errors import InputError
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
@@ -57,7 +57,7 @@ def validate(
         outputs, _ = apply(model, params, buffers, images)
         targets = assign_batch(batch.boxes.to(device), batch.labels.to(device), anchors)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
-        total += torch.stack(losses).double().cpu() * len(images)
+        total += torch.stack(losses).cpu().double() * len(images)
         count += len(images)
         found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales.to(device))
         detections += [Detections(*(field.cpu() for field in one)) for one in found]
@@ -70,7 +70,8 @@ def score_weights(
     """AP of a checkpoint's averaged weights on a split of a KITTI folder."""
     checkpoint = load_checkpoint(weights, device=device)
     config = checkpoint.config
-    dataset = KittiDataset(data, split, classes=config.classes)
+    seed = checkpoint.training.get("settings", {}).get("seed", 0)  # where no list splits the frames, the run's seed did
+    dataset = KittiDataset(data, split, classes=config.classes, seed=seed)
     batches = val_batches(dataset, config.image_size, batch_size=batch_size, workers=1, fill=config.fill)
     model = skeleton(config)
     found = validate(model, checkpoint.ema_params, checkpoint.ema_buffers, batches, config=config)
@@ -124,8 +125,12 @@ def score_predictions(
 
 def _labelled_frames(data: Path, *, classes: Sequence[str], split: str) -> tuple[list[str], list[KittiObjects]]:
     """Frame names and labels of a bare folder of label files, or of a KITTI split."""
-    if bare := sorted(data.glob("*.txt")):
-        return [path.stem for path in bare], [read_objects(path) for path in bare]
+    try:
+        find_kitti(data)
+    except InputError:
+        if bare := sorted(data.glob("*.txt")):
+            return [path.stem for path in bare], [read_objects(path) for path in bare]
+        raise
     dataset = KittiDataset(data, split, classes=classes)
     return dataset.names, dataset.objects
 

@@ -26,11 +26,12 @@ def ap_table(scores: Scores) -> str:
 
 def run_header(started: Started, *, device: str) -> str:
     """What a run came to, before its first step."""
-    config, settings = started.config, started.settings
+    config, settings, epoch = started.config, started.settings, started.epoch
     height, width = config.image_size
     reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items())
     lines = {
-        "model": f"{config.name}, {len(config.classes)} classes, random weights",
+        "model": f"{config.name}, {len(config.classes)} classes, "
+        + (f"weights of epoch {epoch}" if epoch else f"start from {started.weights}"),
         "input": f"{height}x{width}, anchor scale {config.anchor_scale:g}",
         "anchors": f"reach at IoU .5: {reached} of the training objects",
         "data": started.splits[0],
@@ -39,14 +40,15 @@ def run_header(started: Started, *, device: str) -> str:
         "learning": f"{settings.optimizer}, peak lr {settings.peak_lr:g}, {settings.schedule}, "
         f"weight decay {settings.decay:g}, seed {settings.seed}",
         "device": f"{device}, float32",
-        "run": str(started.out) + (f", going on after epoch {started.epoch}" if started.epoch else ""),
+        "run": f"{started.out}, {settings.epochs} epochs" + (f" of which {epoch} are done" if epoch else ""),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
 
 def epoch_head(classes: Iterable[str]) -> str:
     """The head of the table that `epoch_row` fills."""
-    return _epoch_line(["epoch", "lr", "train loss", "val loss", *classes, "mean", "time"])
+    classes = list(classes)
+    return _epoch_line(["epoch", "lr", "train loss", "val loss", *classes, "mean", "time"], classes)
 
 
 def epoch_row(row: dict[str, Any], *, best: bool) -> str:
@@ -54,11 +56,13 @@ def epoch_row(row: dict[str, Any], *, best: bool) -> str:
     cells = [str(row["epoch"]), f"{row['lr']:.2g}", f"{row['train']['total']:.3f}", f"{row['val']['total']:.3f}"]
     cells += [f"{levels['moderate']:.1f}" for levels in row["R40"].values()]
     cells += [f"{row['mean_moderate']:.1f}", f"{row['train_seconds'] + row['val_seconds']:.0f} s"]
-    return _epoch_line(cells) + (" *" if best else "")
+    return _epoch_line(cells, row["R40"]) + (" *" if best else "")
 
 
-def _epoch_line(cells: list[str]) -> str:
-    return f"{cells[0]:>5} " + " ".join(f"{cell:>10}" for cell in cells[1:])
+def _epoch_line(cells: list[str], classes: Iterable[str]) -> str:
+    """Cells of an epoch as a line; columns are wide enough for the names of their classes."""
+    widths = [5, 10, 10, 10, *(max(10, len(name)) for name in classes), 10, 10]
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

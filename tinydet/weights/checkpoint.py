@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,12 @@ from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors
 
 FORMAT = "tinydet-1"
+BEFORE_ZIP = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
+# What torch.load raises on a damaged archive; it promises nothing, and changed bytes bring forth all of these.
+DAMAGED = (
+    *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
+    *(ValueError, TypeError, AttributeError, LookupError, AssertionError),
+)
 
 
 class Checkpoint(NamedTuple):
@@ -62,24 +70,19 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     Raises:
         InputError: the file is missing, broken, of another kind, or its tensors do not fit its config.
     """
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: not a tinydet checkpoint (expected format {FORMAT!r}, found {found!r})")
+    content = read_file(path, device=device)
+    found = content.get("format") if isinstance(content, dict) else content
+    if found != FORMAT:
+        shown = repr(found) if isinstance(found, str) else type(found).__name__
+        raise InputError(f"{path}: not a tinydet checkpoint (expected format {FORMAT!r}, found {shown})")
     fields: dict[str, Any] = {field: content.get(field) for field in Checkpoint._fields}
     if missing := [field for field, value in fields.items() if not isinstance(value, dict)]:
         raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}")
     try:
         config = ModelConfig(**fields.pop("config"))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: its config is not one of this version ({error})") from error
-    model = skeleton(config)
+        model = skeleton(config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: its config is not one of this version ({_first_line(error)})") from error
     for kind in ("params", "ema_params"):
         _check(fields[kind], dict(model.named_parameters()), where=f"{path}: {kind}")
     for kind in ("buffers", "ema_buffers"):
@@ -87,11 +90,58 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     return Checkpoint(config, **fields)
 
 
+def read_file(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, if it holds nothing but tensors and plain values.
+
+    Raises:
+        InputError: the file is missing, damaged, or could run code.
+    """
+    try:
+        with open(path, "rb") as file:
+            whole = file.read(len(BEFORE_ZIP)) == BEFORE_ZIP or zipfile.is_zipfile(file)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not whole:
+        raise InputError(f"{path}: not a checkpoint, or not the whole of one")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except DAMAGED as error:
+        # Of an UnpicklingError the text advises to do without weights_only, which would run whatever code is in there.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "more than tensors and plain values, or damaged" if unsafe else _first_line(error)
+        raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def with_trunk(params: Tensors, buffers: Tensors, trunk: Tensors, *, where: str) -> tuple[Tensors, Tensors]:
+    """Weights with those of another trunk in place of their own.
+
+    Args:
+        params, buffers: of a whole model.
+        trunk: every `backbone.*` tensor of both, and nothing else.
+        where: names the trunk's file in errors.
+
+    Raises:
+        InputError: a tensor is missing, unknown, or of another shape.
+    """
+    own = {name: tensor for name, tensor in {**params, **buffers}.items() if name.startswith("backbone.")}
+    _check(trunk, own, where=where)
+    return {**params, **{name: trunk[name] for name in params.keys() & trunk.keys()}}, {
+        **buffers,
+        **{name: trunk[name] for name in buffers.keys() & trunk.keys()},
+    }
+
+
 def _check(tensors: Tensors, wanted: Mapping[str, Tensor], *, where: str) -> None:
     """Raise unless there is a tensor of each wanted name and shape, and no other."""
-    if unpaired := sorted(tensors.keys() ^ wanted.keys()):
+    if unpaired := sorted(tensors.keys() ^ wanted.keys(), key=str):
         kind = "unknown" if unpaired[0] in tensors else "missing"
         raise InputError(f"{where}: {kind} tensor {unpaired[0]!r} ({len(unpaired)} names do not fit the config)")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise InputError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}")
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
+            found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
+            raise InputError(f"{where}: {name} has {found}, expected shape {tuple(wanted[name].shape)}")
