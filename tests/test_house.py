@@ -1,9 +1,9 @@
 """The house keeps its plan: what may import what, what `import tinydet` costs, which versions are tested together.
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
-`model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` being the
-inside of `train`; all else that imports a verb is the command line, `cli` and the `terminal` it writes to. Within a
-wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
+`model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` and
+`settings` being the inside of `train`; all else that imports a verb is the command line, `cli` and the `terminal` it
+writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
 """
 
 import ast
@@ -46,12 +46,13 @@ PLAN = {
     "step": Room(WINGS, "torch"),
     "draw": Room(WINGS, "numpy torch PIL"),
     "evaluate": Room(f"{WINGS} draw", "numpy torch"),
-    "train": Room(f"{WINGS} step draw evaluate", "numpy torch"),
+    "settings": Room(f"{WINGS} step", "numpy"),
+    "train": Room(f"{WINGS} step settings draw evaluate", "numpy torch"),
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
     "terminal": Room(f"{WINGS} draw evaluate train predict export", ""),
-    "cli": Room(f"{WINGS} draw evaluate train predict export terminal tinydet", "torch click"),
-    "tinydet": Room(f"{WINGS} step draw evaluate train predict export", ""),
+    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal tinydet", "torch click"),
+    "tinydet": Room(f"{WINGS} step settings draw evaluate train predict export", ""),
 }
 
 

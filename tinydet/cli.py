@@ -181,8 +181,9 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @command
 def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device: str, **options: Any) -> None:
     """Train on DATA, a folder in KITTI's layout; measure after every epoch."""
+    from tinydet.settings import TrainSettings, new_run, resumed_settings
     from tinydet.terminal import epoch_head, epoch_row, run_header
-    from tinydet.train import Started, Stepped, TrainSettings, new_run, resumed_settings, train
+    from tinydet.train import Started, Stepped, train
 
     device = choose_device(device)
     settings = TrainSettings(data=str(data), **options)
