@@ -72,9 +72,13 @@ def initial(step: int = 0) -> State:
     return State(params, buffers, copied(params), copied(buffers), step)
 
 
+def parts(now: State) -> list[Tensors]:
+    return [now.params, now.buffers, now.ema_params, now.ema_buffers]
+
+
 def double(now: State) -> State:
-    parts = ({name: x.double() for name, x in part.items()} for part in now[:-1])  # type: ignore[union-attr]
-    return State(*parts, now.step)
+    params, buffers, ema_params, ema_buffers = ({name: x.double() for name, x in part.items()} for part in parts(now))
+    return State(params, buffers, ema_params, ema_buffers, now.step)
 
 
 def assert_equal(a: Tensors, b: Tensors) -> None:
@@ -178,11 +182,10 @@ def test_a_step_updates_params_in_place_and_nothing_else() -> None:
     for one, again in zip(batch[:-1], batch_of(0)[:-1], strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(again))
     assert later.params is now.params
-    after = (now.params, later.ema_params, later.buffers, later.ema_buffers)
-    for old, new in zip((params, now.ema_params, now.buffers, now.ema_buffers), after, strict=True):
+    for old, new in zip([params, *parts(now)[1:]], parts(later), strict=True):
         assert old.keys() == new.keys()
         assert not any(torch.equal(old[name], new[name]) for name in old if old[name].ndim > 1 or "running" in name)
-    assert not any(x.requires_grad for part in later[:-1] for x in part.values())  # type: ignore[union-attr]
+    assert not any(x.requires_grad for part in parts(later) for x in part.values())
     assert not any(x.requires_grad for x in losses)
     assert all(x.is_meta for x in MODEL.state_dict().values())
 
@@ -219,7 +222,7 @@ def test_a_loss_that_is_not_finite_updates_nothing(case: str) -> None:
         now.params["class_net.predict.depthwise.weight"] *= 1e30
         now.params["class_net.predict.pointwise.weight"] *= 1e-30
     optimizer = make_optimizer(now.params, name="adamw", lr=1e-3, weight_decay=1e-2)
-    before = [copied(part) for part in now[:-1]]  # type: ignore[arg-type]
+    before = [copied(part) for part in parts(now)]
     expected = (
         r"^step 8: the loss is not finite \(total (\S+), classification \S+, box [\d.]+, gradient norm (inf|nan)\) "
         r"on frame 3a, frame 3b$"
@@ -227,8 +230,8 @@ def test_a_loss_that_is_not_finite_updates_nothing(case: str) -> None:
     with pytest.raises(FloatingPointError, match=expected) as caught:
         train_step(now, batch_of(3), model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=10.0, ema_decay=0.9998)
     assert ("total nan" in str(caught.value)) == (case == "the loss")
-    for old, part in zip(before, now[:-1], strict=True):
-        for name, x in part.items():  # type: ignore[union-attr]
+    for old, part in zip(before, parts(now), strict=True):
+        for name, x in part.items():
             torch.testing.assert_close(x, old[name], rtol=0, atol=0, equal_nan=True)
     assert not optimizer.state_dict()["state"]
 

@@ -1,0 +1,35 @@
+"""Checkpoints for the tests: of the right names and shapes but without weights, and whether two are the same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinydet.model.config import ModelConfig
+from tinydet.weights.checkpoint import Checkpoint, skeleton
+
+
+def hollow(config: ModelConfig, *, training: dict[str, Any] | None = None) -> Checkpoint:
+    """Return a checkpoint in which every tensor is the same single number, seen at its full shape: a small file."""
+    model, number = skeleton(config), torch.tensor(0.5)
+    params = {name: number.expand(x.shape) for name, x in model.named_parameters()}
+    buffers = {name: number.expand(x.shape) for name, x in model.named_buffers()}
+    return Checkpoint(config, params, buffers, params, buffers, training or {})
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal in value and in type, all the way down."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other)
+    elif isinstance(a, Tensor):
+        assert (a.dtype, a.shape, a.device) == (b.dtype, b.shape, b.device)
+        assert torch.equal(a, b)
+    else:
+        assert a == b
