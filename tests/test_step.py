@@ -137,12 +137,10 @@ def plain_loop(
     return State(*state(model), ema_params, ema_buffers, len(batches)), terms
 
 
-@pytest.mark.parametrize(
-    ("name", "lr", "clip"), [("adamw", 1e-3, 10.0), ("adamw", 1e-3, 0.1), ("sgd", 1e-2, 100.0), ("sgd", 1e-1, 0.1)]
-)
+@pytest.mark.parametrize(("name", "lr", "clip"), [("adamw", 1e-3, 10.0), ("sgd", 1e-2, 100.0), ("sgd", 1e-1, 0.1)])
 def test_steps_are_those_of_a_plain_loop(name: str, lr: float, clip: float) -> None:
     settings: dict[str, Any] = {"clip": clip, "ema_decay": 0.2}  # which the ramp reaches at the third step
-    batches = [batch_of(seed) for seed in range(4)]
+    batches = [batch_of(seed) for seed in range(3)]
     expected, terms = plain_loop(double(initial()), batches, name=name, lr=lr, weight_decay=0.5, **settings)
     now, model = double(initial()), Double(CONFIG).to("meta")
     optimizer = make_optimizer(now.params, name=name, lr=lr, weight_decay=0.5)
@@ -150,14 +148,14 @@ def test_steps_are_those_of_a_plain_loop(name: str, lr: float, clip: float) -> N
     for batch, want in zip(batches, terms, strict=True):
         now, losses = train_step(now, batch, model=model, anchors=ANCHORS, optimizer=optimizer, **settings)
         torch.testing.assert_close(tuple(losses), tuple(x.detach() for x in want), rtol=1e-9, atol=0)
-    assert now.step == expected.step == 4
+    assert now.step == expected.step == 3
     for field in State._fields[:-1]:
         torch.testing.assert_close(getattr(now, field), getattr(expected, field), rtol=1e-9, atol=1e-9)
 
 
 def test_the_plain_loop_moves_far_enough_to_tell() -> None:
     """Each of the settings above makes a difference many times the tolerance."""
-    begin, batches = double(initial()), [batch_of(seed) for seed in range(2)]
+    begin, batches = double(initial()), [batch_of(0)]
     base: dict[str, Any] = {"name": "sgd", "lr": 1e-2, "weight_decay": 0.5, "clip": 100.0, "ema_decay": 0.2}
     expected, _ = plain_loop(begin, batches, **base)
     for change in ({"weight_decay": 0.0}, {"clip": 0.1}, {"ema_decay": 0.0}, {"name": "adamw"}, {"lr": 2e-2}):

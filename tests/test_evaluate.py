@@ -1,0 +1,385 @@
+"""Evaluation: the loss and the boxes of a data set, official AP of weights and of result files, refusals."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.kitti_folders import label_line, write_kitti
+from tinydet.data.kitti import KittiDataset, KittiObjects
+from tinydet.data.loader import Batch, val_batches
+from tinydet.errors import InputError
+from tinydet.evaluate import (
+    Validation,
+    kitti_results,
+    kitti_truths,
+    mean_moderate,
+    score_predictions,
+    score_weights,
+    validate,
+)
+from tinydet.metrics.kitti import kitti_ap
+from tinydet.model.config import model_config
+from tinydet.model.detect import Detections, detect, model_anchors
+from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.functional import normalize, state
+from tinydet.ops.assign import assign_batch
+from tinydet.ops.losses import Losses, detection_loss
+from tinydet.settings import TrainSettings
+from tinydet.train import Validated, train
+from tinydet.weights.checkpoint import Checkpoint, save_checkpoint, skeleton
+
+CLASSES = ("Cyclist", "Van")
+CONFIG = model_config(
+    "lite0",
+    classes=CLASSES,
+    image_size=(64, 128),
+    num_channels=8,
+    fpn_repeats=1,
+    head_repeats=1,
+    anchor_scale=2.0,
+)
+SIZES = [(60, 200), (128, 256), (40, 50), (90, 90)]  # height, width
+# Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
+forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def write_frames(root: Path, count: int) -> Path:
+    """Frames of several sizes and noise of their own, each crowded, so that even a network that knows nothing hits."""
+    rng = np.random.default_rng(0)
+    for folder in ("image_2", "label_2"):
+        (root / "training" / folder).mkdir(parents=True)
+    for i in range(count):
+        height, width = SIZES[i % len(SIZES)]
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "training/image_2" / f"{i:06d}.png")
+        lines = []
+        for _ in range(20):
+            w, h = rng.uniform(26, 40, 2).clip(max=(width - 1, height - 1))
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            lines.append(label_line(CLASSES[int(rng.integers(2))], (x, y, x + w, y + h)))
+        (root / "training/label_2" / f"{i:06d}.txt").write_text("".join(f"{line}\n" for line in lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_frames(tmp_path_factory.mktemp("kitti"), 20)
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> KittiDataset:
+    return KittiDataset(folder, "val", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def network() -> EfficientDet:
+    """A network whose every output differs from picture to picture."""
+    torch.manual_seed(0)
+    model = EfficientDet(CONFIG).eval()
+    for head in (model.class_net, model.box_net):
+        torch.nn.init.normal_(head.predict.pointwise.weight, std=0.3)
+    return model
+
+
+def batches_of(dataset: KittiDataset, batch_size: int) -> list[Batch]:
+    return list(val_batches(dataset, CONFIG.image_size, batch_size=batch_size, workers=0, fill=CONFIG.fill))
+
+
+def validated(network: EfficientDet, batches: list[Batch]) -> Validation:
+    return validate(skeleton(CONFIG), *state(network), batches, config=CONFIG)
+
+
+@torch.no_grad()
+def by_hand(network: EfficientDet, batch: Batch) -> tuple[Losses, list[Detections]]:
+    """Loss and detections of one batch by the module itself."""
+    anchors = model_anchors(CONFIG)
+    outputs = network(normalize(batch.images, mean=CONFIG.mean, std=CONFIG.std))
+    targets = assign_batch(batch.boxes, batch.labels, anchors)
+    losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+    return losses, detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales)
+
+
+# One pass
+
+
+def test_a_whole_set_in_one_batch_has_the_loss_of_the_batch(dataset: KittiDataset, network: EfficientDet) -> None:
+    (batch,) = batches_of(dataset, 99)
+    expected, _ = by_hand(network, batch)
+    losses = validated(network, [batch]).losses
+    assert all(x.dtype == torch.float64 for x in losses)
+    assert [x.item() for x in losses] == pytest.approx([x.item() for x in expected], rel=1e-5)
+
+
+def test_batches_weigh_what_they_hold(dataset: KittiDataset, network: EfficientDet) -> None:
+    batches = batches_of(dataset, 3)
+    assert [len(batch.names) for batch in batches] == [3, 1]
+    (three, _), (one, _) = (by_hand(network, batch) for batch in batches)
+    losses = validated(network, batches).losses
+    expected = [(3 * a.item() + b.item()) / 4 for a, b in zip(three, one, strict=True)]
+    assert [x.item() for x in losses] == pytest.approx(expected, rel=1e-5)
+
+
+def test_detections_are_of_their_picture_in_its_own_pixels(dataset: KittiDataset, network: EfficientDet) -> None:
+    found = validated(network, batches_of(dataset, 3)).detections
+    assert len(found) == len(dataset)
+    for i, detections in enumerate(found):
+        (batch,) = batches_of(Subset(dataset, i), 1)
+        _, (expected,) = by_hand(network, batch)
+        assert len(detections.scores) > 5
+        torch.testing.assert_close(tuple(detections), tuple(expected), rtol=1e-4, atol=1e-3)
+        height, width = dataset.sizes[i]
+        extent = detections.boxes.amax(0)
+        assert width / 2 < extent[2] <= width
+        assert height / 2 < extent[3] <= height
+        assert detections.boxes.min() >= 0
+
+
+class Subset(KittiDataset):
+    """One frame of another data set."""
+
+    def __init__(self, dataset: KittiDataset, index: int) -> None:
+        self.__dict__.update(dataset.__dict__)
+        self.paths, self.names = [dataset.paths[index]], [dataset.names[index]]
+        self.boxes, self.labels = [dataset.boxes[index]], [dataset.labels[index]]
+
+
+def test_validation_changes_nothing(dataset: KittiDataset, network: EfficientDet) -> None:
+    params, buffers = state(network)
+    before = {name: x.clone() for name, x in {**params, **buffers}.items()}
+    batches, model = batches_of(dataset, 3), skeleton(CONFIG).train()
+    images, drawn = batches[0].images.clone(), torch.get_rng_state()
+    validate(model, params, buffers, iter(batches), config=CONFIG)
+    assert all(torch.equal(x, before[name]) for name, x in {**params, **buffers}.items())
+    assert torch.equal(images, batches[0].images)
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_results_carry_names_and_float64(network: EfficientDet, dataset: KittiDataset) -> None:
+    found = validated(network, batches_of(dataset, 3)).detections
+    for one, (boxes, scores, labels) in zip(kitti_results(found, CLASSES), found, strict=True):
+        assert one.types == [CLASSES[label] for label in labels]
+        assert (one.boxes.dtype, one.scores.dtype) == (np.float64, np.float64)
+        np.testing.assert_array_equal(one.boxes, boxes.numpy())
+        np.testing.assert_array_equal(one.scores, scores.numpy())
+
+
+def test_truths_are_the_label_files() -> None:
+    objects = KittiObjects(["Car"], np.array([0.5]), np.array([2]), np.array([[1.0, 2, 3, 4]]), None)
+    (truth,) = kitti_truths([objects])
+    assert (truth.types, truth.truncated, truth.occluded) == (["Car"], [0.5], [2])
+    np.testing.assert_array_equal(truth.boxes, objects.boxes)
+
+
+def test_the_mean_is_of_moderate_r40() -> None:
+    rows = {"Car": {"easy": 1.0, "moderate": 20.0, "hard": 3.0}, "Van": {"easy": 4.0, "moderate": 50.0, "hard": 6.0}}
+    assert mean_moderate({"R40": rows, "R11": {}, "n_gt": {}}) == 35.0
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict]]:
+    """A run of one epoch on frames that no list splits, and its row of metrics.jsonl."""
+    out = tmp_path_factory.mktemp("run")
+    settings = TrainSettings(
+        data=str(folder),
+        model="lite0",
+        weights="none",
+        classes=CLASSES,
+        image_size=(64, 128),
+        anchor_scale=2.0,
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        seed=5,
+    )
+    (*_, event) = train(settings, out)
+    assert isinstance(event, Validated)
+    yield out, json.loads((out / "metrics.jsonl").read_text())
+    shutil.rmtree(out)
+
+
+@forks
+def test_weights_score_what_training_said(folder: Path, run: tuple[Path, dict]) -> None:
+    out, row = run
+    for name in ("best.pt", "last.pt"):
+        scores = score_weights(folder, out / name, split="val", batch_size=4, device="cpu")
+        assert (scores["R40"], scores["R11"]) == (row["R40"], row["R11"])
+    assert row["mean_moderate"] == mean_moderate(scores) > 0  # it hits something, so the numbers do say something
+
+
+@forks
+def test_a_split_by_seed_is_the_one_of_the_run(folder: Path, run: tuple[Path, dict]) -> None:
+    """The frames of seed 0 would partly be those that the run was trained on."""
+    names = [set(KittiDataset(folder, "val", classes=CLASSES, seed=seed).names) for seed in (0, 5)]
+    assert names[0] != names[1]
+    out, _ = run
+    n_gt = score_weights(folder, out / "best.pt", split="val", batch_size=4, device="cpu")["n_gt"]
+    dataset = KittiDataset(folder, "val", classes=CLASSES, seed=5)
+    truths = kitti_truths(dataset.objects)
+    nothing = kitti_results([Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))], CLASSES)
+    assert n_gt == kitti_ap(truths, nothing * len(truths), classes=CLASSES)["n_gt"]
+
+
+@forks
+def test_one_frame_is_enough_for_a_larger_batch(folder: Path, tmp_path: Path, network: EfficientDet) -> None:
+    (tmp_path / "one").symlink_to(folder / "training")
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/val.txt").write_text("000003\n")
+    data = tmp_path / "training"
+    (tmp_path / "one").rename(data)
+    params, buffers = state(network)
+    save_checkpoint(tmp_path / "a.pt", Checkpoint(CONFIG, params, buffers, params, buffers, {}))
+    scores = score_weights(tmp_path, tmp_path / "a.pt", split="val", batch_size=8, device="cpu")
+    dataset = KittiDataset(tmp_path, "val", classes=CLASSES)
+    found = validated(network, batches_of(dataset, 8)).detections
+    expected = kitti_ap(kitti_truths(dataset.objects), kitti_results(found, CLASSES), classes=CLASSES)
+    assert scores == expected
+
+
+@forks
+def test_averaged_weights_are_the_ones_that_count(folder: Path, tmp_path: Path, network: EfficientDet) -> None:
+    params, buffers = state(network)
+    broken = {name: torch.full_like(x, torch.nan) for name, x in params.items()}
+    expected = score_both(folder, tmp_path, Checkpoint(CONFIG, params, buffers, params, buffers, {}))
+    assert score_both(folder, tmp_path, Checkpoint(CONFIG, broken, buffers, params, buffers, {})) == expected
+
+
+def score_both(folder: Path, tmp_path: Path, checkpoint: Checkpoint) -> dict:
+    save_checkpoint(tmp_path / "a.pt", checkpoint)
+    return score_weights(folder, tmp_path / "a.pt", split="val", batch_size=4, device="cpu")
+
+
+# Result files
+
+CASES = ["01_near_perfect", "02_noisy", "03_many_fp", "05_duplicates"]
+CASES += ["08_dontcare", "09_small_boxes", "12_few_objects", "14_logit_scores"]
+OFFICIAL = ("Car", "Pedestrian", "Cyclist")
+
+
+def assert_official(scores: dict, case: Path) -> None:
+    expected = json.loads((case / "expected.json").read_text())
+    for kind in ("R40", "R11"):
+        for name in OFFICIAL:
+            assert scores[kind][name] == pytest.approx(expected[kind][name], abs=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_result_files_score_as_the_official_program_says(shared: Path, case: str) -> None:
+    folder = shared / "reference/kitti_eval" / case
+    scores, missing = score_predictions(folder / "label_2", folder / "pred", classes=OFFICIAL)
+    assert missing == []
+    assert_official(scores, folder)
+
+
+def test_so_they_do_in_a_kitti_folder(shared: Path, tmp_path: Path) -> None:
+    case = shared / "reference/kitti_eval/12_few_objects"
+    shutil.copytree(case / "label_2", tmp_path / "training/label_2")
+    (tmp_path / "training/image_2").mkdir()
+    names = sorted(path.stem for path in (case / "label_2").glob("*.txt"))
+    Image.new("RGB", (1300, 400)).save(tmp_path / "picture.png")
+    for name in names:
+        (tmp_path / "training/image_2" / f"{name}.png").symlink_to(tmp_path / "picture.png")
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/val.txt").write_text("\n".join(names))
+    (tmp_path / "README.txt").write_text("A text file that holds no labels.\n")
+    scores, missing = score_predictions(tmp_path, case / "pred", classes=OFFICIAL)
+    assert missing == []
+    assert_official(scores, case)
+    (tmp_path / "ImageSets/val.txt").write_text("\n".join(names[:5]))
+    (tmp_path / "ImageSets/train.txt").write_text("\n".join(names[5:]))
+    parts = [score_predictions(tmp_path, case / "pred", classes=["Car"], split=split)[0] for split in ("train", "val")]
+    assert sum(part["n_gt"]["Car"]["hard"] for part in parts) == scores["n_gt"]["Car"]["hard"]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Five frames' labels, and results/ with a perfect result for each."""
+    folder = write_kitti(tmp_path / "kitti", 5) / "training/label_2"
+    (tmp_path / "results").mkdir()
+    for path in folder.iterdir():
+        lines = path.read_text().splitlines()
+        (tmp_path / "results" / path.name).write_text("".join(f"{line} {0.5 + i}\n" for i, line in enumerate(lines)))
+    return folder
+
+
+def test_a_missing_result_file_is_told_and_counts_as_misses(labels: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    whole, missing = score_predictions(labels, results, classes=OFFICIAL)
+    assert missing == []
+    assert whole["R40"]["Car"]["moderate"] == pytest.approx(100 * 4 / 40)
+    for name in ("000001", "000004"):
+        (results / f"{name}.txt").unlink()
+    scores, missing = score_predictions(labels, results, classes=OFFICIAL)
+    assert missing == ["000001", "000004"]
+    assert scores["n_gt"] == whole["n_gt"]
+    assert 0 < scores["R40"]["Car"]["moderate"] < whole["R40"]["Car"]["moderate"]
+    for name in missing:  # the same as files that hold nothing
+        (results / f"{name}.txt").write_text("")
+    assert score_predictions(labels, results, classes=OFFICIAL) == (scores, [])
+
+
+def test_results_of_other_frames_are_not_asked_for(labels: Path, tmp_path: Path) -> None:
+    whole = score_predictions(labels, tmp_path / "results", classes=OFFICIAL)
+    (tmp_path / "results/999999.txt").write_text("not a result\n")
+    (tmp_path / "results/notes.md").write_text("")
+    assert score_predictions(labels, tmp_path / "results", classes=OFFICIAL) == whole
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "kitti", "results/000000.txt"])
+def test_results_that_fit_no_frame(labels: Path, tmp_path: Path, place: str) -> None:
+    with pytest.raises(InputError, match=r"no result file for any of 5 frames, such as 000000\.txt$") as caught:
+        score_predictions(labels, tmp_path / place, classes=OFFICIAL)
+    assert str(caught.value).startswith(f"{tmp_path / place}: ")
+
+
+def test_data_that_hold_no_labels(labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no folder that holds both image_2 and label_2"):
+        score_predictions(tmp_path, tmp_path / "results", classes=OFFICIAL)
+
+
+GOOD = label_line("Car", (10, 20, 60, 50))
+
+
+@pytest.mark.parametrize(
+    ("folder", "line", "said"),
+    [
+        ("kitti/training/label_2", f"{GOOD} 0.5", r"label_2/000002\.txt:2: expected 15 fields, got 16 \(.*0\.5"),
+        ("results", GOOD, r"results/000002\.txt:2: expected 16 fields, got 15"),
+        ("results", f"{GOOD} high", r"results/000002\.txt:2: score is not a number \('high'\)"),
+        ("results", f"{GOOD} nan", r"results/000002\.txt:2: score is not finite \('nan'\)"),
+        ("results", f"{GOOD.replace('60.00', '6.00')} 1", r"results/000002\.txt:2: x2 < x1 \(6, 10\)"),
+        ("kitti/training/label_2", GOOD.replace("60.00", "10.00"), r"label_2/000002\.txt:2: x2 == x1 \(10, 10\)"),
+        ("kitti/training/label_2", "\x00", r"label_2/000002\.txt:2: expected 15 fields, got 1"),
+    ],
+)
+def test_a_line_that_does_not_parse_is_named(labels: Path, tmp_path: Path, folder: str, line: str, said: str) -> None:
+    path = tmp_path / folder / "000002.txt"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match=said) as caught:
+        score_predictions(labels, tmp_path / "results", classes=OFFICIAL)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_that_are_none(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("hello")
+    for name, said in (("a.pt", "not a checkpoint"), ("b.pt", "No such file")):
+        with pytest.raises(InputError, match=f"{name}: {said}"):
+            score_weights(folder, tmp_path / name, split="val", batch_size=1, device="cpu")
+
+
+def test_classes_of_the_weights_must_occur(tmp_path: Path, network: EfficientDet) -> None:
+    write_kitti(tmp_path, 4)
+    params, buffers = state(network)
+    config = replace(CONFIG, classes=("Tram", "Bus"))
+    save_checkpoint(tmp_path / "a.pt", Checkpoint(config, params, buffers, params, buffers, {}))
+    with pytest.raises(InputError, match="no val label holds class 'Tram'; they hold Car"):
+        score_weights(tmp_path, tmp_path / "a.pt", split="val", batch_size=1, device="cpu")

@@ -1,0 +1,162 @@
+"""What the terminal shows is true, complete, and stands in columns."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
+from tinydet.model.config import model_config
+from tinydet.settings import TrainSettings
+from tinydet.terminal import ap_table, epoch_head, epoch_row, run_header
+from tinydet.train import Started
+
+LEVELS = ("easy", "moderate", "hard")
+
+
+def scores_of(*classes: str, n_gt: float = 100) -> dict[str, dict[str, dict[str, float]]]:
+    """Different numbers for every class and level; the first class has none, the last has all."""
+    values = {name: i / max(1, len(classes) - 1) for i, name in enumerate(classes)}
+    return {
+        kind: {name: {level: share * (100 - i - j) for j, level in enumerate(LEVELS)} for name, share in values.items()}
+        for i, kind in enumerate(("R40", "R11"))
+    } | {"n_gt": {name: dict.fromkeys(LEVELS, n_gt) for name in classes}}
+
+
+def ends(line: str) -> list[int]:
+    """Where the words of a line end."""
+    return [match.end() for match in re.finditer(r"\S+", line)]
+
+
+# AP
+
+
+@pytest.mark.parametrize("classes", [("Car", "Pedestrian", "Cyclist"), ("Person_sitting", "Car"), ("A",)])
+def test_the_table_holds_every_number_in_its_column(classes: tuple[str, ...]) -> None:
+    scores = scores_of(*classes)
+    head, *rows = ap_table(scores).splitlines()
+    assert head.split() == ["AP", "%", "R40", "easy", "moderate", "hard", "R11", "easy", "moderate", "hard"]
+    columns = [end for end, word in zip(ends(head), head.split(), strict=True) if word in LEVELS]
+    assert [row.split()[0] for row in rows] == list(classes)
+    for name, row in zip(classes, rows, strict=True):
+        assert len(row) == len(head)
+        assert ends(row)[1:] == columns
+        assert [float(word) for word in row.split()[1:]] == [
+            pytest.approx(scores[kind][name][level], abs=0.005) for kind in ("R40", "R11") for level in LEVELS
+        ]
+
+
+def perfect_scores(count: int) -> dict[str, dict[str, dict[str, float]]]:
+    """What a detector gets that finds all of `count` cars and nothing else."""
+    boxes = np.array([[100.0 * i, 0, 100.0 * i + 80, 60] for i in range(count)]).reshape(-1, 4)
+    truth = KittiTruth(["Car"] * count, np.zeros(count), np.zeros(count, np.int64), boxes)
+    result = KittiResult(["Car"] * count, boxes, np.arange(count, dtype=np.float64))
+    return kitti_ap([truth], [result], classes=["Car"])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 40])
+def test_few_objects_are_said_to_cap_what_they_cap(count: int) -> None:
+    scores = perfect_scores(count)
+    _, _, *notes = ap_table(scores).splitlines()
+    limit = scores["R40"]["Car"]["easy"]
+    assert notes == [
+        f"Car {level}: {count} objects; with fewer than 41 R40 cannot exceed {limit:.1f}" for level in LEVELS
+    ]
+
+
+def test_enough_objects_need_no_note() -> None:
+    assert perfect_scores(41)["R40"]["Car"]["easy"] == 100
+    assert len(ap_table(perfect_scores(41)).splitlines()) == 2
+
+
+def test_a_note_is_of_its_class_and_level() -> None:
+    scores = scores_of("Car", "Tram")
+    scores["n_gt"]["Tram"]["easy"] = 3
+    (note,) = ap_table(scores).splitlines()[3:]
+    assert note.startswith("Tram easy: 3 objects; ")
+
+
+# A run
+
+
+def started(epoch: int, **changes: Any) -> Started:
+    settings = TrainSettings(data="kitti", model="lite0", classes=("Car", "Tram"), batch_size=4, seed=3, **changes)
+    config = model_config("lite0", classes=settings.classes, image_size=(256, 896), anchor_scale=2.5)
+    return Started(
+        out=Path("runs/lite0-1"),
+        config=config,
+        settings=settings,
+        splits=("7 train frames", "3 val frames"),
+        coverage={"Car": 0.987, "Tram": 0.5},
+        steps=12,
+        epoch=epoch,
+        weights="random weights",
+    )
+
+
+def test_the_header_says_what_a_run_came_to() -> None:
+    lines = run_header(started(0, lr=0.002), device="cpu").splitlines()
+    assert [line[:10].strip() for line in lines] == [
+        *("model", "input", "anchors", "data", "", "batch", "learning", "device", "run")
+    ]
+    assert [line[10:] for line in lines] == [
+        "lite0, 2 classes, start from random weights",
+        "256x896, anchor scale 2.5",
+        "reach at IoU .5: Car 99%, Tram 50% of the training objects",
+        "7 train frames",
+        "3 val frames",
+        "4, 12 steps an epoch",
+        "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
+        "cpu, float32",
+        "runs/lite0-1, 50 epochs",
+    ]
+
+
+def test_the_header_says_what_the_defaults_came_to() -> None:
+    header = run_header(started(0, optimizer="sgd", schedule="plateau"), device="cuda:1")
+    assert "sgd, peak lr 0.005, plateau, weight decay 4e-05" in header
+    assert "cuda:1, float32" in header
+
+
+@pytest.mark.parametrize("epoch", [1, 50])
+def test_the_header_of_a_resumed_run(epoch: int) -> None:
+    lines = run_header(started(epoch), device="cpu").splitlines()
+    assert lines[0].endswith(f"weights of epoch {epoch}")
+    assert lines[-1].endswith(f"runs/lite0-1, 50 epochs of which {epoch} are done")
+
+
+def row_of(classes: tuple[str, ...], *, epoch: int = 7, lr: float = 0.00123, loss: float = 1.23456) -> dict[str, Any]:
+    scores = scores_of(*classes)
+    losses = {"total": loss, "classification": 0.5, "box": 0.01}
+    return {
+        "epoch": epoch,
+        "step": 70,
+        "lr": lr,
+        "train": losses,
+        "val": losses | {"total": loss / 2},
+        "mean_moderate": 49.5,
+        "R40": scores["R40"],
+        "R11": scores["R11"],
+        "train_seconds": 12.3,
+        "val_seconds": 4.4,
+    }
+
+
+def test_an_epoch_is_a_row_of_what_it_came_to() -> None:
+    words = epoch_row(row_of(("Car", "Tram", "Van")), best=False).split()
+    assert words == ["7", "0.0012", "1.235", "0.617", "0.0", "49.5", "99.0", "49.5", "17", "s"]
+    assert epoch_row(row_of(("Car",)), best=True) == epoch_row(row_of(("Car",)), best=False) + " *"
+
+
+@pytest.mark.parametrize(
+    "classes", [("Car", "Pedestrian", "Cyclist"), ("Person_sitting", "Car", "Motorcyclist_with_sidecar"), ("A",)]
+)
+@pytest.mark.parametrize(("epoch", "lr", "loss"), [(1, 1e-3, 0.5), (10000, 1.234e-12, 123456.789)])
+def test_epochs_stand_under_their_head(classes: tuple[str, ...], epoch: int, lr: float, loss: float) -> None:
+    head = epoch_head(iter(classes))
+    assert head.split() == ["epoch", "lr", "train", "loss", "val", "loss", *classes, "mean", "time"]
+    row = epoch_row(row_of(classes, epoch=epoch, lr=lr, loss=loss), best=False)
+    words = [end for end, word in zip(ends(head), head.split(), strict=True) if word not in ("train", "val")]
+    assert [*ends(row)[:-2], len(row)] == words  # "17 s" is one cell

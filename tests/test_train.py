@@ -1,0 +1,366 @@
+"""A run is what its settings say, however often it is stopped, and whatever it writes is whole."""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import tinydet.train
+from tests.checkpoints import assert_same
+from tests.kitti_folders import label_line, write_frame, write_kitti
+from tinydet.data.kitti import KittiDataset
+from tinydet.errors import InputError
+from tinydet.evaluate import Validation
+from tinydet.model.config import model_config
+from tinydet.model.detect import model_anchors
+from tinydet.settings import TrainSettings
+from tinydet.step import lr_factor
+from tinydet.terminal import run_header
+from tinydet.train import Started, Stepped, Validated, anchor_coverage, train
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+# Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+TRAIN, STEPS, EPOCHS = 12, 6, 3
+
+
+class Run(NamedTuple):
+    """A run and what it said."""
+
+    out: Path
+    events: list[Started | Stepped | Validated]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [event.row for event in self.events if isinstance(event, Validated)]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    names = [f"{i:06d}" for i in range(TRAIN + 1)]
+    data = write_kitti(tmp_path_factory.mktemp("kitti"), TRAIN + 1, lists={"train": names[:-1], "val": names[-1:]})
+    return TrainSettings(
+        data=str(data),
+        model="lite1",  # the smallest with stochastic depth, whose draws a resumed run must repeat
+        weights="none",
+        classes=("Car", "Pedestrian"),
+        image_size=(64, 128),
+        epochs=EPOCHS,
+        batch_size=TRAIN // STEPS,
+        lr=1e-2,
+        seed=1,
+        workers=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def through(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "through"
+    yield Run(out, list(train(settings, out)))
+    shutil.rmtree(out)
+
+
+@pytest.fixture(scope="module")
+def stopped(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same run, stopped by Ctrl-C in the middle of its second epoch; before.json says what was there before it."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    events = train(settings, out)
+    for event in events:
+        if isinstance(event, Validated):
+            before = digests(out)
+        if isinstance(event, Stepped) and event.step == STEPS + 2:
+            break
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+    (out / "before.json").write_text(json.dumps(before))
+    yield out
+    shutil.rmtree(out)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """What the files of a folder hold, byte for byte."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def linked(folder: Path, tmp_path: Path) -> Path:
+    """A copy of a run to go on with; its files are never written to, only replaced."""
+    return Path(shutil.copytree(folder, tmp_path / "copy", copy_function=os.link))
+
+
+def strict_rows(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, read as JSON proper, without NaN."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+
+
+# What happens
+
+
+def test_a_run_says_what_happens_as_it_happens(settings: TrainSettings, through: Run) -> None:
+    kinds = [type(event) for event in through.events]
+    assert kinds == [Started, *([Stepped] * STEPS + [Validated]) * EPOCHS]
+    assert [event.step for event in through.events if isinstance(event, Stepped)] == [*range(1, STEPS * EPOCHS + 1)]
+    started = through.events[0]
+    assert isinstance(started, Started)
+    assert (started.out, started.settings, started.steps, started.epoch) == (through.out, settings, STEPS, 0)
+    assert started.weights == "random weights"
+    assert started.config == model_config(
+        "lite1", classes=("Car", "Pedestrian"), image_size=(64, 128), anchor_scale=2.0
+    )
+    assert [split.split(",")[0] for split in started.splits] == [f"{TRAIN} train frames", "1 val frames"]
+    train_set = KittiDataset(settings.data, "train", classes=settings.classes)
+    assert started.coverage == anchor_coverage(train_set, started.config)
+
+
+def test_the_loss_falls(through: Run) -> None:
+    totals = [row["train"]["total"] for row in through.rows]
+    assert totals[-1] < 0.9 * totals[0]
+
+
+def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) -> None:
+    rows = strict_rows(through.out)
+    assert rows == through.rows
+    stepped = [event.losses for event in through.events if isinstance(event, Stepped)]
+    for i, row in enumerate(rows):
+        assert list(row) == [
+            *("epoch", "step", "lr", "train", "val", "mean_moderate", "R40", "R11", "train_seconds", "val_seconds")
+        ]
+        assert (row["epoch"], row["step"]) == (i + 1, STEPS * (i + 1))
+        # A tenth of the run is less than the epoch of warm-up that was asked for: two steps.
+        factor = lr_factor(row["step"] - 1, warmup=2, total=STEPS * EPOCHS)
+        assert row["lr"] == pytest.approx(settings.peak_lr * factor)
+        mean = torch.tensor([tuple(losses) for losses in stepped[STEPS * i : STEPS * (i + 1)]]).double().mean(0)
+        assert list(row["train"]) == list(row["val"]) == ["total", "classification", "box"]
+        assert list(row["train"].values()) == pytest.approx(mean.tolist())
+        for kind in ("R40", "R11"):
+            assert list(row[kind]) == ["Car", "Pedestrian"]
+            assert all(list(levels) == ["easy", "moderate", "hard"] for levels in row[kind].values())
+        assert row["mean_moderate"] == np.mean([levels["moderate"] for levels in row["R40"].values()])
+        assert min(row["train_seconds"], row["val_seconds"]) >= 0
+
+
+def test_last_is_the_last_epoch_and_best_the_best(settings: TrainSettings, through: Run) -> None:
+    assert list(digests(through.out)) == ["best.pt", "last.pt", "metrics.jsonl"]
+    last, best = (load_checkpoint(through.out / name) for name in ("last.pt", "best.pt"))
+    training = last.training
+    assert training["history"] == through.rows
+    assert training["step"] == STEPS * EPOCHS
+    assert TrainSettings(**training["settings"]) == settings
+    assert {int(state["step"]) for state in training["optimizer"]["state"].values()} == {STEPS * EPOCHS}
+    assert len(training["optimizer"]["state"]) == len(last.params)
+    assert training["plateau"]["patience"] == 3
+    assert any(not torch.equal(x, last.ema_params[name]) for name, x in last.params.items())
+    assert any(not torch.equal(x, last.ema_buffers[name]) for name, x in last.buffers.items())
+    standings = [(row["mean_moderate"], -row["val"]["total"]) for row in through.rows]
+    assert len(best.training["history"]) - 1 == standings.index(max(standings))
+    flags = [event.best for event in through.events if isinstance(event, Validated)]
+    assert flags == [standing == max(standings[: i + 1]) for i, standing in enumerate(standings)]
+
+
+# Stopped, and going on
+
+
+def test_ctrl_c_leaves_the_last_whole_epoch(stopped: Path) -> None:
+    before = json.loads((stopped / "before.json").read_text())
+    assert digests(stopped).items() >= before.items()
+    assert sorted(path.name for path in stopped.iterdir()) == sorted([*before, "before.json"])
+    training = load_checkpoint(stopped / "last.pt").training
+    assert (training["step"], len(training["history"]), len(strict_rows(stopped))) == (STEPS, 1, 1)
+
+
+def test_a_run_that_was_stopped_twice_ends_as_if_it_had_not_been(
+    settings: TrainSettings, through: Run, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = linked(stopped, tmp_path)
+
+    def full_disk(path: Path, checkpoint: Checkpoint) -> None:
+        if path.name == "last.pt" and len(checkpoint.training["history"]) == EPOCHS:
+            raise OSError(28, "No space left on device")
+        save_checkpoint(path, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tinydet.train, "save_checkpoint", full_disk)
+        with pytest.raises(OSError, match="No space left"):  # just before the end, after metrics.jsonl was written
+            list(train(replace(settings, workers=1), out, resume=True))
+    assert len(load_checkpoint(out / "last.pt").training["history"]) == EPOCHS - 1
+    events = list(train(settings, out, resume=True))
+    assert [type(event) for event in events] == [Started, *[Stepped] * STEPS, Validated]
+    assert isinstance(events[0], Started)
+    assert events[0].epoch == EPOCHS - 1
+
+    assert timeless(strict_rows(out)) == timeless(through.rows)
+    for name in ("last.pt", "best.pt"):
+        resumed, expected = load_checkpoint(out / name), load_checkpoint(through.out / name)
+        for checkpoint in (resumed, expected):
+            checkpoint.training["history"] = timeless(checkpoint.training["history"])
+            checkpoint.training["settings"].pop("workers")
+        assert_same(resumed, expected)
+
+
+def test_a_finished_run_has_nothing_left_to_do(settings: TrainSettings, through: Run) -> None:
+    before = digests(through.out)
+    (started,) = train(settings, through.out, resume=True)
+    assert isinstance(started, Started)
+    assert started.epoch == EPOCHS
+    assert f"{EPOCHS} epochs of which {EPOCHS} are done" in run_header(started, device="cpu")
+    assert digests(through.out) == before
+
+
+def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None:
+    before = digests(through.out)
+    with pytest.raises(InputError, match=r"through: holds a run already; resume it, or choose another folder$"):
+        next(train(settings, through.out))
+    assert digests(through.out) == before
+
+
+def test_there_is_nothing_to_resume(settings: TrainSettings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"last\.pt: No such file"):
+        next(train(settings, tmp_path / "none", resume=True))
+    assert not (tmp_path / "none").exists()
+
+
+def test_bad_input_leaves_no_folder(settings: TrainSettings, tmp_path: Path) -> None:
+    for changes, said in (
+        ({"batch_size": TRAIN + 1}, "batch_size must be at most"),
+        ({"classes": ("Car", "Tram")}, "no train label holds class 'Tram'"),
+        ({"data": str(tmp_path)}, "found no folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            next(train(replace(settings, **changes), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+# A loss that is not finite
+
+
+def test_a_diverged_step_leaves_the_last_checkpoint(settings: TrainSettings, stopped: Path, tmp_path: Path) -> None:
+    out = linked(stopped, tmp_path)
+    before = digests(out)
+    events = train(replace(settings, lr=1e30), out, resume=True)
+    with pytest.raises(
+        FloatingPointError, match=r"^step \d+: the loss is not finite \(total \S+, .*\) on \d{6}, \d{6}$"
+    ):
+        list(events)
+    assert digests(out) == before
+
+
+def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp_path: Path) -> None:
+    one_step = replace(settings, model="lite0", lr=1e30, epochs=1, batch_size=TRAIN)
+    events = train(one_step, tmp_path)
+    assert isinstance(next(events), Started)
+    assert isinstance(next(events), Stepped)
+    with pytest.raises(FloatingPointError, match=r"^after step 1: the validation loss is not finite \((nan|inf)\)$"):
+        next(events)
+    assert digests(tmp_path) == {}
+
+
+# SGD, the plateau, and which epoch is the best
+
+LOSSES = [5.0, 4.0, 4.5, 4.0, 4.0, 3.99999, 6.0, 3.0]  # of the epochs, as if
+MEANS = [1.0, 0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.5]
+BEST = [True, False, True, True, False, True, False, False]  # more, or as much at less loss
+
+
+def test_a_loss_that_stalls_lowers_the_learning_rate(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 2 is the last that clearly improves: after four that do not, the sixth, a tenth is left for the others."""
+    validate, epoch = tinydet.train.validate, [0]
+
+    def as_if(*args: Any, **kwargs: Any) -> Validation:
+        found = validate(*args, **kwargs)
+        epoch[0] += 1
+        total = torch.tensor(LOSSES[epoch[0] - 1], dtype=torch.float64)
+        return found._replace(losses=found.losses._replace(total=total))
+
+    monkeypatch.setattr(tinydet.train, "validate", as_if)
+    monkeypatch.setattr(tinydet.train, "mean_moderate", lambda scores: MEANS[epoch[0] - 1])
+    plateau = replace(
+        settings,
+        model="lite0",
+        optimizer="sgd",
+        schedule="plateau",
+        lr=0.01,
+        epochs=len(LOSSES),
+        batch_size=TRAIN,
+        image_size=(32, 64),
+    )
+    rows, best = [], []
+    events = train(plateau, tmp_path)
+    for event in events:
+        if isinstance(event, Validated):
+            rows.append(event.row)
+            best.append(event.best)
+            if len(rows) == 4:  # two epochs into the four
+                break
+    del events
+    for event in train(plateau, tmp_path, resume=True):
+        if isinstance(event, Validated):
+            rows.append(event.row)
+            best.append(event.best)
+    assert [row["lr"] for row in rows] == pytest.approx([0.01] * 6 + [0.001] * 2)
+    assert best == BEST
+    assert len(load_checkpoint(tmp_path / "best.pt").training["history"]) == 6
+    last = load_checkpoint(tmp_path / "last.pt")
+    assert last.training["best"] == (2.0, -3.99999)
+    assert all("momentum_buffer" in one for one in last.training["optimizer"]["state"].values())
+    assert strict_rows(tmp_path) == rows
+
+
+# Anchors
+
+
+def iou_by_hand(a: Sequence[float], b: Sequence[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def test_coverage_is_the_share_of_objects_that_an_anchor_reaches(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        lines = []
+        for j in range(12):
+            w, h = rng.uniform(4, 50, 2)
+            x, y = rng.uniform(0, 200 - w), rng.uniform(0, 60 - h)
+            lines.append(label_line(("Car", "Tram", "DontCare")[j % 3], (x, y, x + w, y + h)))
+        write_frame(tmp_path / "training", f"{i:06d}", lines)
+    write_frame(tmp_path / "training", "000003", [label_line("Van", (0, 0, 20, 20)), label_line("Car", (0, 0, 9, 9))])
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/train.txt").write_text("000000\n000001\n000002\n000003\n")
+    dataset = KittiDataset(tmp_path, "train", classes=["Car", "Tram"])
+    config = model_config("lite0", classes=("Car", "Tram", "Van"), image_size=(64, 128), anchor_scale=2.0)
+    before = copy.deepcopy((dataset.boxes, dataset.labels))
+    found = anchor_coverage(dataset, config)
+    for one, other in zip(before[0] + before[1], dataset.boxes + dataset.labels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    anchors = model_anchors(config).tolist()
+    hits: dict[int, list[bool]] = {0: [], 1: []}
+    for boxes, labels in zip(dataset.boxes, dataset.labels, strict=True):
+        for box, label in zip((boxes * 0.64).tolist(), labels.tolist(), strict=True):  # 200 pixels become 128
+            if label >= 0:
+                hits[label].append(max(iou_by_hand(box, anchor) for anchor in anchors) >= 0.5)
+    for label, name in enumerate(("Car", "Tram")):
+        assert found[name] == pytest.approx(np.mean(hits[label]))
+        assert 0 < found[name] < 1
+    assert np.isnan(found["Van"])
