@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 import zlib
 from math import prod
 
@@ -19,7 +18,7 @@ from tinydet.model.functional import apply, value_and_grad
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.boxes import swap_xy
 from tinydet.ops.losses import detection_loss
-from tinydet.weights.formats import EFFDET
+from tinydet.weights.formats import EFFDET, rename
 
 TINY = {"num_channels": 8, "fpn_repeats": 2, "head_repeats": 1, "classes": ("a", "b", "c")}
 
@@ -196,11 +195,6 @@ def test_autocast():
 # effdet's numbers
 
 
-def ours(key):
-    """The name that effdet's weight has here."""
-    return next(re.sub(pattern, name, key) for pattern, name in EFFDET if re.fullmatch(pattern, key))
-
-
 def rebuilt(keys, stats):
     """effdet's weights by its names, made from nothing but the names. See the README of the reference vectors."""
     weights = {}
@@ -239,7 +233,7 @@ def effdet(request, shared):
     keys = {key: shape for key, shape in keys.items() if not key.endswith("num_batches_tracked")}
     with np.load(folder / f"{tag}.npz") as file:
         npz = dict(file)
-    weights = {ours(key): value for key, value in rebuilt(keys, npz).items()}
+    weights = {rename(key, EFFDET): value for key, value in rebuilt(keys, npz).items()}
     for key in ("weight", "bias"):  # box channels are a * 4 + (ty, tx, th, tw) there
         value = weights[f"box_net.predict.pointwise.{key}"]
         order = torch.tensor([1, 0, 3, 2])
@@ -290,7 +284,7 @@ def test_effdets_gradients(effdet):
 
     value, grads = value_and_grad(loss)(params)
     assert value.item() == pytest.approx(npz["loss"][0], rel=1e-4)
-    names = [ours(str(name)) for name in npz["gradnorm_names"]]
+    names = [rename(str(name), EFFDET) for name in npz["gradnorm_names"]]
     assert len(names) > 40
     assert off(torch.stack([grads[name].norm() for name in names]), npz["gradnorm_values"]) < 1e-4
 
@@ -309,7 +303,7 @@ def test_effdets_gradients(effdet):
 )
 def test_effdets_names_are_ours_one_to_one(shared, file, name, classes):
     keys = json.loads((shared / file).read_text())
-    theirs = [(ours(k), tuple(shape)) for k, shape in keys.items() if not k.endswith("num_batches_tracked")]
+    theirs = [(rename(k, EFFDET), tuple(shape)) for k, shape in keys.items() if not k.endswith("num_batches_tracked")]
     found = dict(theirs)
     assert len(found) == len(theirs)
     assert found == shapes_of(model_config(name, classes=tuple(map(str, range(classes)))))

@@ -76,8 +76,8 @@ def test_converters_round_trip(there, back, shape):
 
 
 def test_area_by_hand():
-    boxes = torch.tensor([[2.0, 3, 6, 10], [-5, -5, -1, -2], [1, 1, 1, 9], [5, 0, 1, 4], [5, 5, 1, 1]])
-    assert area(boxes).tolist() == [28, 12, 0, 0, 0]
+    boxes = torch.tensor([[2.0, 3, 6, 10], [-5, -5, -1, -2], [1, 1, 1, 9], [5, 0, 1, 4], [1, 5, 3, 2], [5, 5, 1, 1]])
+    assert area(boxes).tolist() == [28, 12, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

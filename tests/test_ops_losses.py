@@ -76,10 +76,11 @@ def test_without_focus_it_is_half_the_cross_entropy():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_focal_loss_is_stable(dtype, smoothing):
+@pytest.mark.parametrize("gamma", [0.5, 1.5])
+def test_focal_loss_is_stable(dtype, smoothing, gamma):
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4], [100, -100]], dtype=dtype, requires_grad=True)
     labels = torch.tensor([0, 0, BACKGROUND, IGNORE])
-    loss = focal_loss(logits, labels, smoothing=smoothing)
+    loss = focal_loss(logits, labels, gamma=gamma, smoothing=smoothing)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
