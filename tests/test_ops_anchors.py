@@ -140,7 +140,7 @@ def test_coverage_by_hand():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 15, 16, 17, 40]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 8, 9, 40]))
 def test_coverage_is_brute_force(seed, count):
     boxes, set_of_anchors = objects(seed, count), anchors((64, 96), dtype=torch.float64)
     result = coverage(boxes, set_of_anchors)

@@ -78,4 +78,4 @@ def coverage(boxes: Tensor, anchors: Tensor) -> Tensor:
     """
     if not len(anchors) or not len(boxes):
         return boxes.new_zeros(len(boxes))
-    return torch.cat([iou(chunk, anchors).amax(1) for chunk in boxes.split(16)])  # keeps [16 A] in the cache
+    return torch.cat([iou(chunk, anchors).amax(1) for chunk in boxes.split(8)])  # keeps [8 A] in the cache
