@@ -54,7 +54,7 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
     Returns:
         params, *others -> (value, gradients), or ((value, aux), gradients). A parameter that does not matter has
-        gradient 0. Neither value nor gradients hold on to the graph.
+        gradient 0. Neither value nor gradients hold on to the graph; aux is as the function returned it.
     """
 
     def differentiated(params: Tensors, *args: Any, **kwargs: Any) -> tuple[Any, Tensors]:
