@@ -75,9 +75,13 @@ def score_weights(
     batches = val_batches(dataset, config.image_size, batch_size=batch_size, workers=1, fill=config.fill)
     model = skeleton(config)
     found = validate(model, checkpoint.ema_params, checkpoint.ema_buffers, batches, config=config)
-    return kitti_ap(
-        kitti_truths(dataset.objects), kitti_results(found.detections, config.classes), classes=config.classes
-    )
+    return score_detections(dataset, found.detections)
+
+
+def score_detections(dataset: KittiDataset, detections: Sequence[Detections]) -> Scores:
+    """AP of detections in original pixels, one for each frame of a data set and labelled by its classes."""
+    results = kitti_results(detections, dataset.classes)
+    return kitti_ap(kitti_truths(dataset.objects), results, classes=dataset.classes)
 
 
 def kitti_results(detections: Sequence[Detections], classes: Sequence[str]) -> list[KittiResult]:

@@ -19,8 +19,7 @@ from tinydet.data.example import fit_scale
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, train_batches, val_batches
 from tinydet.errors import InputError
-from tinydet.evaluate import kitti_results, kitti_truths, mean_moderate, validate
-from tinydet.metrics.kitti import kitti_ap
+from tinydet.evaluate import mean_moderate, score_detections, validate
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors
 from tinydet.model.efficientdet import EfficientDet
@@ -203,8 +202,7 @@ def _validation_row(
     losses, detections = validate(model, now.ema_params, now.ema_buffers, batches, config=config)
     if not losses.total.isfinite():
         raise FloatingPointError(f"after step {now.step}: the validation loss is not finite ({losses.total:g})")
-    truths, results = kitti_truths(val_set.objects), kitti_results(detections, config.classes)
-    scores = kitti_ap(truths, results, classes=config.classes)
+    scores = score_detections(val_set, detections)
     return {
         "val": {name: term.item() for name, term in losses._asdict().items()},
         "mean_moderate": mean_moderate(scores),
