@@ -1,49 +1,41 @@
-"""Renames of published formats: every tensor finds its place, or is left out by name."""
+"""Published formats: every tensor finds its place, or is left out by name."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from tinydet.errors import InputError
-from tinydet.model.backbone import BACKBONES, EfficientNetBackbone
-from tinydet.weights.formats import LUKEMELAS, blocks_by_stage, lukemelas_trunk, rename
+from tinydet.weights.checkpoint import skeleton
+from tinydet.weights.formats import read_published
 
 
-def published(shared: Path, name: str) -> dict[str, torch.Tensor]:
+def published(shared: Path, name: str) -> dict[str, Tensor]:
     shapes = json.loads((shared / f"checkpoints/{name}.json").read_text())
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return {key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("backbone", ["b0", "lite0"])
-def test_lukemelas_fits_the_trunk_name_by_name_and_shape_by_shape(shared: Path, backbone: str) -> None:
-    trunk = lukemelas_trunk(published(shared, f"lukemelas_efficientnet-{backbone}"), backbone)
-    with torch.device("meta"):
-        own = EfficientNetBackbone(backbone).state_dict()
-    assert {name: tensor.shape for name, tensor in trunk.items()} == {
-        f"backbone.{name}": tensor.shape for name, tensor in own.items()
-    }
-
-
-def test_blocks_are_counted_stage_by_stage() -> None:
-    flat = {f"_blocks.{n}.x": torch.tensor(n) for n in range(16)}
-    counted = blocks_by_stage(flat, "b0")
-    stages = [int(key.split(".")[1]) for key in counted]
-    assert [stages.count(stage) for stage in range(7)] == [1, 2, 2, 3, 3, 4, 1]  # EfficientNet, table 1
-    assert list(counted) == sorted(counted)
-    assert [int(tensor) for tensor in counted.values()] == list(range(16))
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_has_a_place_for_its_last_block_and_none_beyond(backbone: str) -> None:
-    with torch.device("meta"):
-        count = sum(len(list(stage.children())) for stage in EfficientNetBackbone(backbone).stages)
-    assert len(blocks_by_stage({f"_blocks.{count - 1}.x": torch.empty(0)}, backbone)) == 1
-    with pytest.raises(InputError, match=rf"_blocks\.{count}\.x"):
-        blocks_by_stage({f"_blocks.{count}.x": torch.empty(0)}, backbone)
-
-
-def test_an_unknown_tensor_is_named() -> None:
-    with pytest.raises(InputError, match=r"'_mystery\.weight'"):
-        rename("_mystery.weight", LUKEMELAS)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "effdet_efficientdet_d0",
+        "effdet_tf_efficientdet_d0",
+        "effdet_tf_efficientdet_d7x",
+        "effdet_tf_efficientdet_lite0",
+        "lukemelas_efficientnet-b0",
+        "lukemelas_efficientnet-lite0",
+        "timm_efficientnet_b0",
+        "timm_tf_efficientnet_lite0",
+        "torchvision_efficientnet_b0",
+        "zylo117_efficientdet-d0",
+    ],
+)
+def test_every_tensor_has_its_place(shared: Path, file: str) -> None:
+    tensors = published(shared, file)
+    weights = read_published(tensors, hint=file)
+    assert f"{weights.source.split()[0]}_{weights.source.split()[1]}" == file
+    assert sorted([*weights.origins.values(), *weights.unused]) == sorted(tensors)
+    model, found = skeleton(weights.config), weights.params | weights.buffers
+    own = {name: x.shape for name, x in model.state_dict().items() if "det" in file or name.startswith("backbone.")}
+    assert {name: x.shape for name, x in found.items()} == own
