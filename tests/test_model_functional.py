@@ -103,6 +103,27 @@ def test_apply_changes_nothing(model, weights, images, train):
         assert after is buffers
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_frozen_modules_are_in_evaluation(model, weights, images, train):
+    """Two of the batch norms and one block: as in a module whose owner has put these in evaluation by hand."""
+    params, buffers = weights
+    frozen = ["backbone.stem_norm", "backbone.stages.1.0.project_norm", "bifpn.top.norm"]
+    net = real(CONFIG, params, buffers).train(train)
+    for name in frozen:
+        net.get_submodule(name).eval()
+    expected = net(images)
+    outputs, after = apply(model, params, buffers, images, train=train, frozen=frozen)
+    assert_equal(tuple(outputs), tuple(expected))
+    assert_equal(after, {name: b.detach() for name, b in net.named_buffers()})
+    changed = {name.rpartition(".")[0] for name in buffers if not torch.equal(after[name], buffers[name])}
+    norms = {name.rpartition(".")[0] for name in buffers}
+    assert changed == (norms - set(frozen) if train else set())
+    # A call leaves nothing behind for the next one.
+    again, after = apply(model, params, buffers, images, train=train)
+    assert_equal(tuple(again), tuple(real(CONFIG, params, buffers).train(train)(images)))
+    assert all(torch.equal(after[name], buffers[name]) != train for name in buffers)
+
+
 def test_apply_ignores_the_modules_own_weights(weights, images):
     params, buffers = weights
     net = EfficientDet(CONFIG)

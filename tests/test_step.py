@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from tinydet.data.loader import Batch
+from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.config import model_config
 from tinydet.model.detect import model_anchors
@@ -20,7 +21,7 @@ from tinydet.model.functional import Tensors, apply, normalize, state
 from tinydet.model.layers import NORM_DECAY, BatchNorm
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.step import State, lr_factor, make_optimizer, train_step
+from tinydet.step import State, frozen_modules, lr_factor, make_optimizer, train_step, trainable
 from tinydet.weights.checkpoint import skeleton
 
 CONFIG = model_config(
@@ -232,6 +233,70 @@ def test_a_loss_that_is_not_finite_updates_nothing(case: str) -> None:
         for name, x in part.items():
             torch.testing.assert_close(x, old[name], rtol=0, atol=0, equal_nan=True)
     assert not optimizer.state_dict()["state"]
+
+
+# Frozen
+
+
+@pytest.mark.parametrize("freeze", ["trunk", "norms"])
+def test_what_is_frozen_stays_and_the_rest_moves(freeze: str) -> None:
+    now, batch = initial(step=20), batch_of(0)
+    for name in now.buffers:  # statistics of something else than this batch
+        now.buffers[name] += 0.5
+        now.ema_buffers[name] += 0.5
+    before = [copied(part) for part in parts(now)]
+    frozen = frozen_modules(MODEL, freeze, known=[*now.params, *now.buffers])
+    learning = trainable(now.params, frozen)
+    optimizer = make_optimizer(learning, name="sgd", lr=1e-2, weight_decay=1e-2)
+    torch.manual_seed(1)
+    later, losses = train_step(
+        now, batch, model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1e9, ema_decay=0.5, frozen=frozen
+    )
+    fixed = {
+        name
+        for name in (*now.params, *now.buffers)
+        if (name.startswith("backbone.") if freeze == "trunk" else "norm" in name)
+    }
+    assert {*now.params} - {*learning} == fixed & {*now.params}
+    for old, new in zip(before, parts(later), strict=True):
+        same = {name for name in old if torch.equal(old[name], new[name])}
+        assert not any(old[name].ndim > 1 or "running" in name for name in same - fixed)
+        assert fixed & {*old} <= same
+
+    # The plain way: switched off by hand in a module with state of its own.
+    net = EfficientDet(CONFIG).train()
+    net.load_state_dict({**before[0], **before[1]})
+    for name, module in net.named_modules():
+        if any(key.startswith(f"{name}.") for key in fixed) and name in frozen:
+            module.training = False
+    for name, param in net.named_parameters():
+        param.requires_grad_(name not in fixed)
+    torch.manual_seed(1)
+    targets = assign_batch(batch.boxes, batch.labels, ANCHORS)
+    outputs = net(normalized(batch))
+    expected = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+    expected.total.backward()
+    torch.testing.assert_close(losses.total, expected.total.detach(), rtol=1e-6, atol=0)
+    largest = max(param.grad.abs().max() for param in net.parameters() if param.grad is not None)
+    for name, param in net.named_parameters():
+        if name in fixed:
+            assert param.grad is None
+            assert now.params[name].grad is None
+        else:
+            torch.testing.assert_close(now.params[name].grad, param.grad, rtol=1e-3, atol=1e-5 * float(largest))
+
+
+def test_only_what_was_learned_can_be_frozen() -> None:
+    everything = [*state(EfficientDet(CONFIG))[0], *state(EfficientDet(CONFIG))[1]]
+    trunk = [name for name in everything if name.startswith("backbone.")]
+    assert frozen_modules(MODEL, "none", known=[]) == frozenset()
+    of_trunk, of_all = (frozen_modules(MODEL, "norms", known=known) for known in (trunk, everything))
+    assert of_trunk == {name for name in of_all if name.startswith("backbone.")}
+    assert {"bifpn.top.norm", "class_net.norms.0.4", "backbone.stem_norm"} <= of_all
+    assert frozen_modules(MODEL, "trunk", known=trunk) > of_trunk
+    for freeze in ("trunk", "norms"):
+        with pytest.raises(InputError, match=f"freeze {freeze}: the run begins with random weights"):
+            frozen_modules(MODEL, freeze, known=[])
 
 
 # The optimiser

@@ -1,6 +1,7 @@
 """One step of training as a function, and what it needs of torch.optim."""
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -8,14 +9,16 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from tinydet.data.loader import Batch
+from tinydet.errors import InputError
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors, apply, ema_update, normalize, value_and_grad
-from tinydet.model.layers import NORM_DECAY
+from tinydet.model.layers import NORM_DECAY, BatchNorm
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
 
 # Peak learning rate, the pictures in a batch that it is for, and weight decay. SGD's are the paper's.
 OPTIMIZERS = {"adamw": (1e-3, 8, 1e-2), "sgd": (0.08, 64, 4e-5)}
+FREEZE = ("none", "trunk", "norms")
 
 
 class State(NamedTuple):
@@ -37,6 +40,7 @@ def train_step(
     optimizer: Optimizer,
     clip: float,
     ema_decay: float,
+    frozen: Collection[str] = (),
 ) -> tuple[State, Losses]:
     """Gradients, clip, optimiser, EMA.
 
@@ -45,10 +49,11 @@ def train_step(
         batch: on the device of the state.
         model: the skeleton.
         anchors: float[A 4] of the batch's size.
-        optimizer: over `state.params`, with the learning rate of this step.
+        optimizer: over those of `state.params` that are `trainable`, with the learning rate of this step.
         clip: largest global norm of the gradient.
         ema_decay: of the averaged weights; less at first, min(ema_decay, (1 + step) / (10 + step)). So is the decay of
             the running batch-norm statistics, or the first epochs would be validated with statistics of no picture.
+        frozen: names of modules whose parameters and statistics stay as they are, as of `frozen_modules`.
 
     Returns:
         The state after the step, and the losses before it.
@@ -61,20 +66,22 @@ def train_step(
     targets = assign_batch(batch.boxes, batch.labels, anchors)
 
     def loss(params: Tensors) -> tuple[Tensor, tuple[Losses, Tensors]]:
-        outputs, buffers = apply(model, params, state.buffers, images, train=True)
+        every = {**state.params, **params}
+        outputs, buffers = apply(model, every, state.buffers, images, train=True, frozen=frozen)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         return losses.total, (Losses(*(term.detach() for term in losses)), buffers)
 
-    (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(state.params)
+    (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(trainable(state.params, frozen))
     norm = torch.nn.utils.get_total_norm(list(grads.values()))
     if not (total + norm).isfinite():
         terms = ", ".join(f"{name} {value:g}" for name, value in {**losses._asdict(), "gradient norm": norm}.items())
         raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({terms}) on {', '.join(batch.names)}")
 
     scale = (clip / (norm + 1e-6)).clamp(max=1)
-    for name, param in state.params.items():
+    for name, grad in grads.items():
         # In the memory order of the parameter: autograd has its own, and the fused optimisers do not look.
-        param.grad = torch.mul(grads[name], scale, out=torch.empty_like(param))
+        param = state.params[name]
+        param.grad = torch.mul(grad, scale, out=torch.empty_like(param))
     optimizer.step()
 
     ramp = (1 + state.step) / (10 + state.step)
@@ -88,6 +95,33 @@ def train_step(
         ema_buffers=ema_update(state.ema_buffers, buffers, decay=decay),
         step=state.step + 1,
     ), losses
+
+
+def frozen_modules(model: EfficientDet, freeze: str, *, known: Collection[str]) -> frozenset[str]:
+    """The names of the modules that a run leaves as they are.
+
+    Args:
+        model: the skeleton.
+        freeze: one of `FREEZE`: "none"; "trunk", all of the backbone; "norms", the batch norms, scale and shift
+            included, whose statistics are `known`: those of a small batch are worse.
+        known: names of the tensors that the run did not begin with at random.
+
+    Raises:
+        InputError: what should be frozen is random.
+    """
+    if freeze == "trunk":
+        names = [name for name, _ in model.named_modules() if f"{name}.".startswith("backbone.")]
+    else:
+        norms = [name for name, module in model.named_modules() if isinstance(module, BatchNorm)]
+        names = [name for name in norms if f"{name}.running_var" in known] if freeze == "norms" else []
+    if freeze != "none" and not any(name.startswith("backbone.") for name in known):
+        raise InputError(f"freeze {freeze}: the run begins with random weights, and they would stay so")
+    return frozenset(names)
+
+
+def trainable(params: Tensors, frozen: Collection[str]) -> Tensors:
+    """The parameters that are in none of the frozen modules."""
+    return {name: param for name, param in params.items() if name.rpartition(".")[0] not in frozen}
 
 
 def make_optimizer(params: Tensors, *, name: str, lr: float, weight_decay: float) -> Optimizer:

@@ -1,6 +1,6 @@
 """The model as a function of its weights: dicts of tensors in, dicts of tensors out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -18,16 +18,23 @@ def state(model: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def apply(
-    model: nn.Module, params: Tensors, buffers: Tensors, images: Tensor, *, train: bool = False
+    model: nn.Module,
+    params: Tensors,
+    buffers: Tensors,
+    images: Tensor,
+    *,
+    train: bool = False,
+    frozen: Collection[str] = (),
 ) -> tuple[Any, Tensors]:
     """Call a model with these weights; its own are neither read nor changed, so it may be on the meta device.
 
     Args:
-        model: the skeleton; of its state only the train/eval flag is set.
+        model: the skeleton; of its state only the train/eval flags are set.
         params: every parameter by name.
         buffers: every buffer by name.
         images: float[B 3 H W], normalised.
         train: whether batch norms use the batch's statistics and stochastic depth is on.
+        frozen: names of modules that do neither even so, each of them itself and not what is in it.
 
     Returns:
         What the model returns, and the buffers after it: updated statistics if `train`, else `buffers` itself.
@@ -37,9 +44,15 @@ def apply(
     """
     if model.training != train:
         model.train(train)
+    for name in frozen:
+        model.get_submodule(name).training = False
     if train:  # functional_call updates the dict that it is given in place
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-    return functional_call(model, (params, buffers), (images,), strict=True), buffers
+    try:
+        return functional_call(model, (params, buffers), (images,), strict=True), buffers
+    finally:
+        if frozen:
+            model.train(train)
 
 
 def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Tensors]]:
