@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from tinydet.model.config import ModelConfig
+from tinydet.model.functional import Tensors
 from tinydet.weights.checkpoint import Checkpoint, skeleton
+from tinydet.weights.formats import Weights
 
 
 def hollow(config: ModelConfig, *, training: dict[str, Any] | None = None) -> Checkpoint:
@@ -15,6 +17,11 @@ def hollow(config: ModelConfig, *, training: dict[str, Any] | None = None) -> Ch
     params = {name: number.expand(x.shape) for name, x in model.named_parameters()}
     buffers = {name: number.expand(x.shape) for name, x in model.named_buffers()}
     return Checkpoint(config, params, buffers, params, buffers, training or {})
+
+
+def weights_of(config: ModelConfig, params: Tensors, buffers: Tensors) -> Weights:
+    """Return tensors as if they had been read from a file that has our own names."""
+    return Weights(config, params, buffers, {name: name for name in (*params, *buffers)}, (), "a test")
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli import main
+from tinydet.weights.load import load_weights
 
 LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
 MODEL = ["--model", "lite0", "--size", "64x128", "--classes", "Car,Pedestrian"]
@@ -46,11 +49,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_prints_what_it_came_to_and_a_row_an_epoch(home: Path) -> None:
     lines = (home / "train.txt").read_text().splitlines()
     assert lines[0].startswith("model     lite0, 2 classes")
-    assert lines[1].startswith("input     64x128")
-    assert "Car" in lines[2]
+    assert lines[1].startswith("start     efficientnet-lite0-57934424.pth (lukemelas")
+    assert lines[2].startswith("input     64x128")
+    assert "Car" in lines[3]
     assert lines[-2].split()[0] == "1"
     assert str(home / "runs/lite0-1/best.pt") in lines[-1]
-    assert {path.name for path in (home / "runs/lite0-1").iterdir()} == {"best.pt", "last.pt", "metrics.jsonl"}
+    assert {path.name for path in (home / "runs/lite0-1").iterdir()} == {
+        *("best.pt", "last.pt", "metrics.jsonl", "config.json")
+    }
+    assert json.loads((home / "runs/lite0-1/config.json").read_text())["weights"] in lines[1]
 
 
 def test_train_names_its_own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +76,53 @@ def test_resume_refuses_other_settings(home: Path) -> None:
     line = refusal("train", home / "kitti", "--out", home / "runs/lite0-1", "--resume", "--lr", "0.5")
     assert "lr" in line
     assert "0.5" in line
+
+
+def test_a_run_starts_from_another_runs_weights(home: Path, tmp_path: Path) -> None:
+    """All but the class head, of which it keeps the rows of what both know."""
+    options = ["--classes", "Car,Cyclist", "--class-map", "Cyclist=Pedestrian", "--epochs", "1"]
+    options += ["--batch-size", "2", "--workers", "0", "--device", "cpu", "--freeze", "trunk", "--weights-report"]
+    best = home / "runs/lite0-1/best.pt"
+    data = write_kitti(tmp_path / "kitti", 5, lists=LISTS)
+    for path in (data / "training/label_2").glob("*.txt"):
+        path.write_text(path.read_text().replace("Pedestrian", "Cyclist"))
+    result = run("train", data, "--weights", best, *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "start     best.pt (tinydet lite0): " in result.stdout
+    assert "2 replaced, 0 new, 3 left out tensors; class rows kept: Car, Cyclist from Pedestrian" in result.stdout
+    assert "taken     backbone.stem.weight <- ema_params/backbone.stem.weight" in result.stdout
+    assert "input     64x128" in result.stdout  # the input size of those weights
+    old, new = (load_weights(path) for path in (best, tmp_path / "run/last.pt"))
+    changed = {name.split(".")[0] for name, x in new.params.items() if not torch.equal(x, old.params[name])}
+    assert changed == {"bifpn", "class_net", "box_net"}
+    assert all(torch.equal(new.buffers[name], x) for name, x in old.buffers.items() if name.startswith("backbone."))
+    resumed = run("train", data, "--out", tmp_path / "run", "--resume", "--freeze", "trunk")
+    assert resumed.exit_code == 0
+    assert "start     best.pt (tinydet lite0)\n" in resumed.stdout
+
+
+def test_weights_that_cannot_be_had_or_do_not_fit(home: Path, tmp_path: Path) -> None:
+    best = home / "runs/lite0-1/best.pt"
+    train: list[str | Path] = ["train", home / "kitti", *TINY[2:], "--out", tmp_path / "run"]
+    assert "best.pt: holds a lite0, not a d1" in refusal(*train, "--model", "d1", "--weights", best)
+    assert "nothing.pt: no such file" in refusal(*train, "--weights", tmp_path / "nothing.pt")
+    assert "tf_efficientnet_b1_ns-99dd0c41.pth" in refusal(*train, "--model", "d1", "--weights", "imagenet")
+    assert "freeze norms: the run begins with random weights" in refusal(
+        *train, "--model", "lite0", "--weights", "none", "--freeze", "norms"
+    )
+    assert "NEW=OLD" in run(*train, "--class-map", "Car").stderr
+    assert "no class bus" in refusal(*train, "--weights", best, "--class-map", "Car=bus")
+    assert "no whole detector" in refusal("evaluate", home / "kitti", "--model", "lite0", "--weights", "imagenet")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("default:starts from random weights")
+def test_auto_trains_from_random_weights_only_after_a_warning(home: Path, tmp_path: Path) -> None:
+    result = run("train", home / "kitti", *TINY, "--model", "lite3", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: starts from random weights, because cannot fetch https://")
+    assert "start     random weights\n" in result.stdout
 
 
 def test_evaluate_prints_the_same_scores_as_a_table_and_as_json(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +163,15 @@ def test_predict_writes_pictures_and_boxes(home: Path, tmp_path: Path, monkeypat
 
 
 def test_predict_without_a_run_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a published detector, which cannot be had here."""
     write_kitti(tmp_path, 1)
     monkeypatch.chdir(tmp_path)
-    line = refusal("predict", "training/image_2")
-    assert "tinydet train" in line
+    result = run("predict", "training/image_2", "--model", "lite0")
+    assert (result.exit_code, result.stdout) == (2, "")
+    note, error = result.stderr.splitlines()
+    assert note.startswith("note: no run in runs/")
+    assert re.match(r"error: .*tf_efficientdet_lite0-dfacfc78\.pth .*the tests are offline", error)
+    assert os.environ["TINYDET_CACHE"] in error
     assert not (tmp_path / "predictions").exists()
 
 

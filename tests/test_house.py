@@ -2,8 +2,8 @@
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
 `model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` and
-`settings` being the inside of `train`; all else that imports a verb is the command line, `cli` and the `terminal` it
-writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
+`settings` being the inside of `train`; all else that imports a verb is the command line: `cli`, the `options` it
+reads and the `terminal` it writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
 """
 
 import ast
@@ -42,7 +42,7 @@ PLAN = {
     "data.augment": Room(LEAVES, "numpy albumentations"),
     "metrics": Room(LEAVES, "numpy"),
     "model": Room(f"{LEAVES} ops", "torch"),
-    "weights": Room(f"{LEAVES} model", "numpy torch"),
+    "weights": Room(f"{LEAVES} model", "torch safetensors"),
     "step": Room(WINGS, "torch"),
     "draw": Room(WINGS, "numpy torch PIL"),
     "evaluate": Room(f"{WINGS} draw", "numpy torch"),
@@ -51,7 +51,8 @@ PLAN = {
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
     "terminal": Room(f"{WINGS} draw evaluate train predict export", ""),
-    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal tinydet", "torch click"),
+    "options": Room(LEAVES, "click torch"),
+    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal options tinydet", "click"),
     "tinydet": Room(f"{WINGS} step settings draw evaluate train predict export", ""),
 }
 

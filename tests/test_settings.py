@@ -21,7 +21,7 @@ WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
         ({"model": "d9"}, "model must be one of d0, d1"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd; got 'adam'"),
         ({"schedule": "linear"}, "schedule must be one of cosine, plateau; got 'linear'"),
-        ({"weights": "coco"}, "weights must be one of auto, imagenet, none; got 'coco'"),
+        ({"freeze": "head"}, "freeze must be one of none, trunk, norms; got 'head'"),
         ({"image_size": (0, 896)}, r"image_size must be positive, got \(0, 896\)"),
         ({"anchor_scale": 0.0}, "anchor_scale must be positive, got 0.0"),
         ({"epochs": 0}, "epochs must be positive, got 0"),
@@ -156,7 +156,18 @@ def test_the_model_fits_the_pictures_unless_told(
     sizes: list[tuple[int, int]], changes: dict[str, Any], size: tuple[int, int], scale: float
 ) -> None:
     settings = TrainSettings("kitti", classes=("Tram", "Car"), **changes)
-    config = fit_model(settings, sizes)
+    base = model_config(settings.model or "d0")
+    config = fit_model(settings, sizes, base=base)
     assert (config.image_size, config.anchor_scale) == (size, scale)
-    expected = model_config(settings.model, classes=("Tram", "Car"), image_size=size, anchor_scale=scale)
+    expected = dataclasses.replace(base, classes=("Tram", "Car"), image_size=size, anchor_scale=scale)
     assert config == expected
+
+
+def test_what_an_earlier_run_fitted_stays_as_it_is() -> None:
+    base = model_config("lite0", classes=("Cow",), image_size=(96, 128), mean=(0.5, 0.5, 0.5))
+    for sizes in ([WIDE], [SQUARE]):
+        assert fit_model(TrainSettings("kitti", classes=("Car",)), sizes, base=base) == dataclasses.replace(
+            base, classes=("Car",)
+        )
+    told = fit_model(TrainSettings("kitti", image_size=(64, 64), anchor_scale=1.0), [WIDE], base=base)
+    assert (told.image_size, told.anchor_scale) == ((64, 64), 1.0)

@@ -10,8 +10,9 @@ import pytest
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
 from tinydet.settings import TrainSettings
-from tinydet.terminal import ap_table, epoch_head, epoch_row, run_header
+from tinydet.terminal import ap_table, counted, epoch_head, epoch_row, run_header, weights_lines, weights_summary
 from tinydet.train import Started
+from tinydet.weights.load import Report
 
 LEVELS = ("easy", "moderate", "hard")
 
@@ -81,6 +82,16 @@ def test_a_note_is_of_its_class_and_level() -> None:
 # A run
 
 
+REPORT = Report(
+    source="a.pth (effdet)",
+    taken={"a": "x.a", "b": "x.b"},
+    replaced={"c": "x.c"},
+    new=("d",),
+    left_out=("x.e", "x.f", "x.g"),
+    classes={"Car": "car"},
+)
+
+
 def started(epoch: int, **changes: Any) -> Started:
     settings = TrainSettings(data="kitti", model="lite0", classes=("Car", "Tram"), batch_size=4, seed=3, **changes)
     config = model_config("lite0", classes=settings.classes, image_size=(256, 896), anchor_scale=2.5)
@@ -92,17 +103,19 @@ def started(epoch: int, **changes: Any) -> Started:
         coverage={"Car": 0.987, "Tram": 0.5},
         steps=12,
         epoch=epoch,
-        weights="random weights",
+        weights="best.pt (tinydet lite0)",
+        report=None if epoch else REPORT,
     )
 
 
 def test_the_header_says_what_a_run_came_to() -> None:
     lines = run_header(started(0, lr=0.002), device="cpu").splitlines()
     assert [line[:10].strip() for line in lines] == [
-        *("model", "input", "anchors", "data", "", "batch", "learning", "device", "run")
+        *("model", "start", "input", "anchors", "data", "", "batch", "learning", "device", "run")
     ]
     assert [line[10:] for line in lines] == [
-        "lite0, 2 classes, start from random weights",
+        "lite0, 2 classes",
+        "a.pth (effdet): 2 taken, 1 replaced, 1 new, 3 left out tensors; class rows kept: Car from car",
         "256x896, anchor scale 2.5",
         "reach at IoU .5: Car 99%, Tram 50% of the training objects",
         "7 train frames",
@@ -118,6 +131,31 @@ def test_the_header_says_what_the_defaults_came_to() -> None:
     header = run_header(started(0, optimizer="sgd", schedule="plateau"), device="cuda:1")
     assert "sgd, peak lr 0.005, plateau, weight decay 4e-05" in header
     assert "cuda:1, float32" in header
+
+
+def test_every_tensor_of_a_file_has_its_line() -> None:
+    assert list(weights_lines(REPORT)) == [
+        *("taken     a <- x.a", "taken     b <- x.b", "replaced  c <- x.c", "new       d"),
+        *("left out  x.e", "left out  x.f", "left out  x.g"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": {}}, "1 new, 3 left out tensors; class rows kept: none"),
+        ({"classes": {"car": "car", "Van": "car"}}, "3 left out tensors; class rows kept: car, Van from car"),
+        ({"replaced": {}}, "a.pth (effdet): 2 taken, 0 replaced, 1 new, 3 left out tensors"),
+        ({"taken": {}, "source": "random weights"}, "random weights"),
+    ],
+)
+def test_a_start_in_one_line(changes: dict[str, Any], said: str) -> None:
+    assert weights_summary(REPORT._replace(**changes)).endswith(said)
+
+
+def test_what_was_found_in_one_line() -> None:
+    assert counted({"Car": 2, "Tram": 0, "Van": 1}) == "2 Car, 1 Van"
+    assert counted({"Car": 0}) == "nothing"
 
 
 @pytest.mark.parametrize("epoch", [1, 50])

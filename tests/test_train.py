@@ -26,7 +26,7 @@ from tinydet.settings import TrainSettings
 from tinydet.step import lr_factor
 from tinydet.terminal import run_header
 from tinydet.train import Started, Stepped, Validated, anchor_coverage, train
-from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
 
 # Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -122,6 +122,8 @@ def test_a_run_says_what_happens_as_it_happens(settings: TrainSettings, through:
     assert isinstance(started, Started)
     assert (started.out, started.settings, started.steps, started.epoch) == (through.out, settings, STEPS, 0)
     assert started.weights == "random weights"
+    assert started.report is not None
+    assert (started.report.taken, len(started.report.new)) == ({}, len(list(skeleton(started.config).state_dict())))
     assert started.config == model_config(
         "lite1", classes=("Car", "Pedestrian"), image_size=(64, 128), anchor_scale=2.0
     )
@@ -158,7 +160,7 @@ def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) 
 
 
 def test_last_is_the_last_epoch_and_best_the_best(settings: TrainSettings, through: Run) -> None:
-    assert list(digests(through.out)) == ["best.pt", "last.pt", "metrics.jsonl"]
+    assert list(digests(through.out)) == ["best.pt", "config.json", "last.pt", "metrics.jsonl"]
     last, best = (load_checkpoint(through.out / name) for name in ("last.pt", "best.pt"))
     training = last.training
     assert training["history"] == through.rows
@@ -269,7 +271,7 @@ def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp
     assert isinstance(next(events), Stepped)
     with pytest.raises(FloatingPointError, match=r"^after step 1: the validation loss is not finite \((nan|inf)\)$"):
         next(events)
-    assert digests(tmp_path) == {}
+    assert [*digests(tmp_path)] == ["config.json"]
 
 
 # SGD, the plateau, and which epoch is the best

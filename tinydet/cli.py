@@ -4,9 +4,11 @@ import ctypes
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,27 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError
-
-RUNS = Path("runs")
-
-
-class Size(click.ParamType):
-    """HxW, such as 256x896."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        height, _, width = str(value).partition("x")
-        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 256x896", param, ctx)
-        return int(height), int(width)
-
-
-class Names(click.ParamType):
-    """Names with commas between."""
-
-    name = "A,B,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in str(value).split(","))
-        if not all(names) or len({name.lower() for name in names}) != len(names):
-            self.fail(f"{value!r} is not a list of different names with commas between", param, ctx)
-        return names
+from tinydet.options import (
+    Names,
+    Size,
+    choose_device,
+    class_map_option,
+    device_option,
+    model_option,
+    weights_option,
+)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is wrong with the input as one line and exit status 2; a diverged loss as one line and status 1."""
+    """What is wrong with the input as one line and exit status 2; a diverged loss as one line and status 1.
+
+    Warnings are a line each.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+            yield
     except InputError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -86,19 +72,6 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def choose_device(name: str) -> str:
-    """The device to compute on; "auto" is a GPU where there is one."""
-    import torch
-
-    if name != "auto":
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-        return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def progress(length: int, *, show: Callable[[Any], str | None] | None = None) -> Any:
     """A bar on stderr, where that is a terminal; `erase` takes it away."""
     return click.progressbar(length=length, file=sys.stderr, item_show_func=show, hidden=not sys.stderr.isatty())
@@ -110,10 +83,35 @@ def erase(bar: Any) -> None:
         click.echo("\r\033[K", nl=False, err=True)
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-weights_option = click.option(
-    "--weights", type=click.Path(path_type=Path), help="A checkpoint; the newest run's best.pt when left out."
-)
+@contextmanager
+def download_bar() -> Iterator[Callable[[int, int | None], None]]:
+    """What shows on stderr how far a download is, once there is one."""
+    bar: Any = None
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = progress(total or 0, show=lambda megabytes: megabytes and f"downloading, {megabytes} MB")
+        bar.update(done - bar.pos, f"{done / 1e6:.1f}")
+
+    try:
+        yield show
+    finally:
+        erase(bar)
+
+
+def load(weights: str, *, model: str | None, device: str) -> Any:
+    """The detector that --weights and --model name."""
+    from tinydet.predict import newest_weights
+    from tinydet.weights.load import load_detector
+
+    source: str | Path = weights
+    if weights == "auto":
+        source = newest_weights() or "coco"
+        if source == "coco":
+            click.echo("note: no run in runs/; using a published detector of COCO's classes", err=True)
+    with download_bar() as downloading:
+        return load_detector(source, model=model, progress=downloading, device=choose_device(device))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,7 +137,7 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 
 @main.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--model", default="d0", show_default=True, help="d0 .. d7, d7x, lite0 .. lite4, d0-symmetric.")
+@model_option
 @click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="What to find.")
 @click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
 @click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
@@ -147,8 +145,18 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
     "--weights",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "imagenet", "none"]),
-    help="Start from an ImageNet trunk: where one is installed, always, or never.",
+    help="What to start from: coco (a published detector), imagenet (a trunk), none, or a file: a checkpoint of "
+    "tinydet, effdet or zylo117, or an EfficientNet of timm, torchvision or lukemelas. auto is imagenet if it can be "
+    "had, else none.",
+)
+@class_map_option
+@click.option("--weights-report", is_flag=True, help="Print what became of every tensor of the weights.")
+@click.option(
+    "--freeze",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "trunk", "norms"]),
+    help="Leave the trunk as it began, or the batch norms: for batches of one or two pictures.",
 )
 @click.option("--epochs", default=50, show_default=True, help="Passes over the training frames.")
 @click.option("--batch-size", default=8, show_default=True, help="Pictures a step.")
@@ -179,10 +187,18 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @device_option
 @click.pass_context
 @command
-def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device: str, **options: Any) -> None:
+def train(
+    ctx: click.Context,
+    data: Path,
+    out: Path | None,
+    resume: bool,
+    weights_report: bool,
+    device: str,
+    **options: Any,
+) -> None:
     """Train on DATA, a folder in KITTI's layout; measure after every epoch."""
-    from tinydet.settings import TrainSettings, new_run, resumed_settings
-    from tinydet.terminal import epoch_head, epoch_row, run_header
+    from tinydet.settings import TrainSettings, resumed_settings
+    from tinydet.terminal import epoch_head, epoch_row, run_header, weights_lines
     from tinydet.train import Started, Stepped, train
 
     device = choose_device(device)
@@ -193,8 +209,13 @@ def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device
         typed = [n for n in options if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
         settings = resumed_settings(out, settings, fixed=["data", *typed])
     total, bar = 0, None
-    for event in train(settings, out or new_run(RUNS, settings.model), resume=resume, device=device):
+    with download_bar() as downloading:
+        events = train(settings, out, resume=resume, device=device, progress=downloading)
+        first = next(events)
+    for event in chain([first], events):
         if isinstance(event, Started):
+            if weights_report and event.report:
+                click.echo("\n".join(weights_lines(event.report)))
             click.echo(run_header(event, device=device))
             click.echo(epoch_head(event.config.classes))
             total, folder = event.steps, event.out
@@ -211,40 +232,44 @@ def train(ctx: click.Context, data: Path, out: Path | None, resume: bool, device
 @main.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @weights_option
+@model_option
+@class_map_option
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score KITTI result files in this folder instead.")
 @click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val"]), help="Of DATA.")
-@click.option(
-    "--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="With --predictions."
-)
+@click.option("--classes", type=Names(), help="What to score; what the weights find, or Car,Pedestrian,Cyclist.")
 @click.option("--batch-size", default=8, show_default=True, help="Pictures at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @device_option
 @command
 def evaluate(
     data: Path,
-    weights: Path | None,
+    weights: str,
+    model: str | None,
+    class_map: tuple,
     predictions: Path | None,
     split: str,
-    classes: tuple[str, ...],
+    classes: tuple[str, ...] | None,
     batch_size: int,
     as_json: bool,
     device: str,
 ) -> None:
     """Official KITTI AP on DATA: a KITTI folder, or with --predictions also a bare folder of label files."""
+    from tinydet.data.kitti import CLASSES
     from tinydet.evaluate import score_predictions, score_weights
-    from tinydet.predict import newest_weights
     from tinydet.terminal import ap_table
 
     if predictions is not None:
-        if weights is not None:
+        if weights != "auto":
             raise InputError("--weights and --predictions: give one of them")
-        scores, missing = score_predictions(data, predictions, classes=classes, split=split)
+        scores, missing = score_predictions(data, predictions, classes=classes or CLASSES, split=split)
         if missing:
             text = f"note: {len(missing)} frames have no result file and count as frames without detections: "
             click.echo(text + ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""), err=True)
     else:
-        weights = weights or newest_weights(RUNS)
-        scores = score_weights(data, weights, split=split, batch_size=batch_size, device=choose_device(device))
+        detector = load(weights, model=model, device=device)
+        scores = score_weights(
+            data, detector, split=split, batch_size=batch_size, classes=classes, class_map=dict(class_map)
+        )
     if as_json:
         click.echo(json.dumps(scores))
     else:
@@ -254,6 +279,7 @@ def evaluate(
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @weights_option
+@model_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True, help="A folder."
 )
@@ -265,7 +291,8 @@ def evaluate(
 @command
 def predict(
     images: tuple[Path, ...],
-    weights: Path | None,
+    weights: str,
+    model: str | None,
     out: Path,
     score: float,
     max_detections: int,
@@ -274,19 +301,19 @@ def predict(
     device: str,
 ) -> None:
     """Find objects in IMAGES, files and folders: drawn pictures, JSON lines and KITTI result files in --out."""
-    from tinydet.predict import collect_pictures, newest_weights, predict, save_predictions
-    from tinydet.weights.checkpoint import load_checkpoint
+    from tinydet.predict import collect_pictures, predict, save_predictions
+    from tinydet.terminal import counted
 
-    weights = weights or newest_weights(RUNS)
-    checkpoint = load_checkpoint(weights, device=choose_device(device))
+    pictures = collect_pictures(images)
+    detector = load(weights, model=model, device=device)
     found = predict(
-        collect_pictures(images),
-        checkpoint,
+        pictures,
+        detector,
         batch_size=batch_size,
         score_threshold=score,
         max_detections=max_detections,
         method=nms,
     )
-    counts = save_predictions(found, out, classes=checkpoint.config.classes)
-    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()) + f" with {weights}")
+    counts = save_predictions(found, out, classes=detector.config.classes)
+    click.echo(f"{counted(counts)} with {detector.source}")
     click.echo(f"pictures in {out / 'pictures'}, boxes in {out / 'predictions.jsonl'} and {out / 'kitti'}")

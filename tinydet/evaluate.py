@@ -1,6 +1,6 @@
 """Evaluate: what a detector finds in a data set, and how good that is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tinydet.data.kitti import KittiDataset, KittiObjects, find_kitti, read_objects
+from tinydet.data.kitti import CLASSES, KittiDataset, KittiObjects, find_kitti, read_objects
 from tinydet.data.loader import Batch, val_batches
 from tinydet.errors import InputError
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
-from tinydet.model.config import ModelConfig
+from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, apply, normalize
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.weights.checkpoint import load_checkpoint, skeleton
+from tinydet.weights.checkpoint import skeleton
+from tinydet.weights.formats import Weights
+from tinydet.weights.load import with_classes
 
 NOTHING = KittiObjects([], np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -65,16 +67,31 @@ def validate(
 
 
 def score_weights(
-    data: str | PathLike[str], weights: str | PathLike[str], *, split: str, batch_size: int, device: torch.device | str
+    data: str | PathLike[str],
+    weights: Weights,
+    *,
+    split: str,
+    batch_size: int,
+    classes: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
 ) -> Scores:
-    """AP of a checkpoint's averaged weights on a split of a KITTI folder."""
-    checkpoint = load_checkpoint(weights, device=device)
-    config = checkpoint.config
-    seed = checkpoint.training.get("settings", {}).get("seed", 0)  # where no list splits the frames, the run's seed did
-    dataset = KittiDataset(data, split, classes=config.classes, seed=seed)
+    """AP of a detector on a split of a KITTI folder, computed where the weights are.
+
+    Args:
+        data: a KITTI folder.
+        weights: of a whole detector.
+        split: "train" or "val".
+        batch_size: pictures at a time.
+        classes: what to score; when None what the weights find, or Car, Pedestrian and Cyclist of a COCO detector.
+        class_map: names of classes to the names that the weights have for them, as for `fit_weights`.
+    """
+    if classes is None:
+        classes = CLASSES if weights.config.classes == COCO_CLASSES else weights.config.classes
+    weights = with_classes(weights, classes, class_map=class_map)
+    config = weights.config
+    dataset = KittiDataset(data, split, classes=config.classes)
     batches = val_batches(dataset, config.image_size, batch_size=batch_size, workers=1, fill=config.fill)
-    model = skeleton(config)
-    found = validate(model, checkpoint.ema_params, checkpoint.ema_buffers, batches, config=config)
+    found = validate(skeleton(config), weights.params, weights.buffers, batches, config=config)
     return score_detections(dataset, found.detections)
 
 

@@ -18,7 +18,8 @@ from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.model.detect import METHODS, Detections, detect, model_anchors
 from tinydet.model.functional import apply, normalize
-from tinydet.weights.checkpoint import Checkpoint, skeleton
+from tinydet.weights.checkpoint import skeleton
+from tinydet.weights.formats import Weights
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # The fields of a KITTI result that only a detector of 3D boxes knows, as the benchmark wants them left out.
@@ -59,34 +60,28 @@ def collect_pictures(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     return pictures
 
 
-def newest_weights(runs: str | PathLike[str] = "runs") -> Path:
-    """The best weights of the run that improved last.
-
-    Raises:
-        InputError: there is none, and what to do about it.
-    """
+def newest_weights(runs: str | PathLike[str] = "runs") -> Path | None:
+    """The best weights of the run that improved last, or None where there is none."""
     found = sorted(Path(runs).glob("*/best.pt"), key=lambda path: (path.stat().st_mtime_ns, path))
-    if not found:
-        raise InputError(f"{runs}: no run with a best.pt; train one with `tinydet train DATA`, or give --weights FILE")
-    return found[-1]
+    return found[-1] if found else None
 
 
 def predict(
     pictures: Sequence[str | PathLike[str]],
-    checkpoint: Checkpoint,
+    weights: Weights,
     *,
     batch_size: int = 1,
     score_threshold: float = 0.3,
     max_detections: int = 100,
     method: str = "hard",
 ) -> Iterator[Prediction]:
-    """Detect objects with a checkpoint's averaged weights, on the device they are on.
+    """Detect objects, on the device that the weights are on.
 
     Only one batch of pictures is in memory at a time.
 
     Args:
         pictures: files; their headers are all read before this returns.
-        checkpoint: the weights and their config.
+        weights: of a whole detector, as from `tinydet.weights.load.load_detector`.
         batch_size: pictures that go through the network together.
         score_threshold, max_detections, method: as for `tinydet.model.detect.detect`.
 
@@ -107,19 +102,19 @@ def predict(
     paths = [Path(picture) for picture in pictures]
     for path in paths:
         read_size(path)
-    model = skeleton(checkpoint.config)
-    anchors = model_anchors(checkpoint.config, device=next(iter(checkpoint.ema_params.values())).device)
+    model = skeleton(weights.config)
+    anchors = model_anchors(weights.config, device=next(iter(weights.params.values())).device)
     settings = {"score_threshold": score_threshold, "max_detections": max_detections, "method": method}
     batches = (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
-    return (one for batch in batches for one in _predict_batch(batch, checkpoint, model, anchors, **settings))
+    return (one for batch in batches for one in _predict_batch(batch, weights, model, anchors, **settings))
 
 
 @torch.no_grad()
 def _predict_batch(
-    paths: Sequence[Path], checkpoint: Checkpoint, model: nn.Module, anchors: Tensor, **settings: Any
+    paths: Sequence[Path], weights: Weights, model: nn.Module, anchors: Tensor, **settings: Any
 ) -> list[Prediction]:
     """Predict one batch, whatever the pictures' sizes."""
-    config = checkpoint.config
+    config = weights.config
     images = [read_image(path) for path in paths]
     nothing = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     examples = [
@@ -128,7 +123,7 @@ def _predict_batch(
     ]
     batch = collate([letterbox(one, config.image_size, fill=config.fill) for one in examples]).to(anchors.device)
     inputs = normalize(batch.images, mean=config.mean, std=config.std)
-    outputs, _ = apply(model, checkpoint.ema_params, checkpoint.ema_buffers, inputs)
+    outputs, _ = apply(model, weights.params, weights.buffers, inputs)
     found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)
     on_cpu = [Detections(*(field.cpu() for field in one)) for one in found]
     return [Prediction(*one) for one in zip(paths, images, on_cpu, strict=True)]

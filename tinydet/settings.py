@@ -10,11 +10,10 @@ import numpy as np
 from tinydet.data.kitti import CLASSES
 from tinydet.errors import InputError
 from tinydet.model.config import MODELS, ModelConfig, model_config
-from tinydet.step import OPTIMIZERS
+from tinydet.step import FREEZE, OPTIMIZERS
 from tinydet.weights.checkpoint import load_checkpoint
 
 SCHEDULES = ("cosine", "plateau")
-WEIGHTS = ("auto", "imagenet", "none")
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,18 @@ class TrainSettings:
     """What `tinydet train` can be told; saved with every checkpoint."""
 
     data: str
-    model: str = "d0"
+    model: str | None = None
+    """Its name; that of the weights when None."""
     classes: tuple[str, ...] = CLASSES
     image_size: tuple[int, int] | None = None
     """(height, width); by the shape of the pictures when None."""
     anchor_scale: float | None = None
     weights: str = "auto"
-    """What to start from: "imagenet" for a pretrained trunk, "none" for none, "auto" for one where it is installed."""
+    """What to start from, as for `tinydet.weights.load.load_weights`."""
+    class_map: tuple[tuple[str, str], ...] = ()
+    """Pairs of a class and the name that the weights have for it, where `fit_weights` does not pair them itself."""
+    freeze: str = "none"
+    """What stays as it began, as for `tinydet.step.frozen_modules`."""
     epochs: int = 50
     batch_size: int = 8
     optimizer: str = "adamw"
@@ -46,16 +50,17 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "class_map", tuple((new, old) for new, old in self.class_map))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", tuple(self.image_size))
         for name, known in (
-            ("model", MODELS),
-            ("weights", WEIGHTS),
+            ("model", (*MODELS, None)),
+            ("freeze", FREEZE),
             ("optimizer", tuple(OPTIMIZERS)),
             ("schedule", SCHEDULES),
         ):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(filter(None, known))}; got {getattr(self, name)!r}")
         for name in ("image_size", "anchor_scale", "epochs", "batch_size", "lr", "clip"):
             value = getattr(self, name)
             if value is not None and not np.all(np.greater(value, 0)):
@@ -101,20 +106,24 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
     return began
 
 
-def fit_model(settings: TrainSettings, sizes: list[tuple[int, int]]) -> ModelConfig:
+def fit_model(settings: TrainSettings, sizes: list[tuple[int, int]], *, base: ModelConfig) -> ModelConfig:
     """The model's config for a data set: its classes, its input size, its anchor scale.
 
-    Pictures more than twice as wide as high get 256x896 and anchors of half the usual size; measured on KITTI these
-    reach nine pedestrians in ten at IoU .5 where the square default reaches four, for 12% less computation.
+    Where neither the settings nor an earlier run decided them, pictures more than twice as wide as high get 256x896
+    and anchors of half the usual size; measured on KITTI these reach nine pedestrians in ten at IoU .5 where the square
+    default reaches four, for 12% less computation.
 
     Args:
         settings: what was asked for goes first.
         sizes: (height, width) of the training pictures.
+        base: the config of the weights that the run starts from.
     """
-    config = model_config(settings.model, classes=settings.classes)
-    wide = float(np.median([width / height for height, width in sizes])) > 2
+    published = model_config(base.name)
+    fitted = (base.image_size, base.anchor_scale) != (published.image_size, published.anchor_scale)
+    wide = not fitted and float(np.median([width / height for height, width in sizes])) > 2
     return dataclasses.replace(
-        config,
-        image_size=settings.image_size or ((256, 896) if wide else config.image_size),
-        anchor_scale=settings.anchor_scale or (2.0 if wide else config.anchor_scale),
+        base,
+        classes=settings.classes,
+        image_size=settings.image_size or ((256, 896) if wide else base.image_size),
+        anchor_scale=settings.anchor_scale or (2.0 if wide else base.anchor_scale),
     )

@@ -1,10 +1,11 @@
 """What the terminal shows: results as text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinydet.evaluate import Scores
 from tinydet.train import Started
+from tinydet.weights.load import Report
 
 LEVELS = ("easy", "moderate", "hard")
 
@@ -30,8 +31,8 @@ def run_header(started: Started, *, device: str) -> str:
     height, width = config.image_size
     reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items())
     lines = {
-        "model": f"{config.name}, {len(config.classes)} classes, "
-        + (f"weights of epoch {epoch}" if epoch else f"start from {started.weights}"),
+        "model": f"{config.name}, {len(config.classes)} classes" + (f", weights of epoch {epoch}" if epoch else ""),
+        "start": weights_summary(started.report) if started.report else started.weights,
         "input": f"{height}x{width}, anchor scale {config.anchor_scale:g}",
         "anchors": f"reach at IoU .5: {reached} of the training objects",
         "data": started.splits[0],
@@ -43,6 +44,34 @@ def run_header(started: Started, *, device: str) -> str:
         "run": f"{started.out}, {settings.epochs} epochs" + (f" of which {epoch} are done" if epoch else ""),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def counted(found: Mapping[str, int]) -> str:
+    """How many objects were found of each class, those apart that there were none of."""
+    return ", ".join(f"{count} {name}" for name, count in found.items() if count) or "nothing"
+
+
+def weights_summary(report: Report) -> str:
+    """What a model took from a file of weights, in one line."""
+    if not report.taken:
+        return report.source
+    counts = {
+        "taken": len(report.taken),
+        "replaced": len(report.replaced),
+        "new": len(report.new),
+        "left out": len(report.left_out),
+    }
+    kept = ", ".join(f"{new} from {old}" if new != old else new for new, old in report.classes.items())
+    rows = f"; class rows kept: {kept or 'none'}" if report.replaced else ""
+    return f"{report.source}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + " tensors" + rows
+
+
+def weights_lines(report: Report) -> Iterator[str]:
+    """What became of every tensor, a line each."""
+    for kind, names in (("taken", report.taken), ("replaced", report.replaced)):
+        yield from (f"{kind:<9} {ours} <- {theirs}" for ours, theirs in names.items())
+    yield from (f"new       {name}" for name in report.new)
+    yield from (f"left out  {name}" for name in report.left_out)
 
 
 def epoch_head(classes: Iterable[str]) -> str:

@@ -22,14 +22,16 @@ from tinydet.errors import InputError
 from tinydet.evaluate import mean_moderate, score_detections, validate
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import state
 from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
-from tinydet.settings import TrainSettings, fit_model
-from tinydet.step import State, lr_factor, make_optimizer, train_step
-from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton, with_trunk
-from tinydet.weights.fetch import imagenet_package, imagenet_trunk
+from tinydet.settings import TrainSettings, fit_model, new_run
+from tinydet.step import State, frozen_modules, lr_factor, make_optimizer, train_step, trainable
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
+from tinydet.weights.fetch import Progress
+from tinydet.weights.load import Report, fit_weights, load_weights
+
+RUNS = Path("runs")
+"""Where runs are kept whose folder nobody named."""
 
 
 class Started(NamedTuple):
@@ -47,7 +49,9 @@ class Started(NamedTuple):
     epoch: int
     """Epochs already done."""
     weights: str
-    """What the run began from: the file of its pretrained trunk, or "random weights"."""
+    """What the run began from: a file and what it is, or "random weights"."""
+    report: Report | None
+    """What became of every tensor of that file; None of a run that goes on."""
 
 
 class Stepped(NamedTuple):
@@ -76,7 +80,12 @@ def anchor_coverage(dataset: KittiDataset, config: ModelConfig) -> dict[str, flo
 
 
 def train(
-    settings: TrainSettings, out: str | Path, *, resume: bool = False, device: torch.device | str = "cpu"
+    settings: TrainSettings,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> Iterator[Started | Stepped | Validated]:
     """Train on a KITTI folder, and say what happens as it happens.
 
@@ -85,9 +94,11 @@ def train(
 
     Args:
         settings: of the run; with `resume`, those it began with.
-        out: the run's folder; made if need be, and without `resume` it must not hold a run.
+        out: the run's folder; made if need be, and without `resume` it must not hold a run. A new one in runs/ when
+            None.
         resume: go on after the last epoch of `out`.
         device: where to compute.
+        progress: called with bytes done and in all while pretrained weights are downloaded.
 
     Yields:
         Started once, Stepped for each step, Validated for each epoch.
@@ -96,16 +107,23 @@ def train(
         InputError: the data, the settings or the folder are no good.
         FloatingPointError: the loss is not finite; the last epoch's checkpoints are left as they were.
     """
-    out = Path(out)
-    train_set, val_set = (
-        KittiDataset(settings.data, split, classes=settings.classes, seed=settings.seed) for split in ("train", "val")
-    )
-    if not resume and (out / "last.pt").exists():
+    train_set, val_set = (KittiDataset(settings.data, split, classes=settings.classes) for split in ("train", "val"))
+    if resume and out is None:
+        raise InputError("resume: say which run to go on with")
+    if not resume and out is not None and (Path(out) / "last.pt").exists():
         raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
-    begin = load_checkpoint(out / "last.pt", device=device) if resume else _begin(settings, train_set, device=device)
+    report = None
+    if resume:
+        begin = load_checkpoint(Path(out or "") / "last.pt", device=device)
+    else:
+        begin, report = _begin(settings, train_set, device=device, progress=progress)
     config, training, model = begin.config, begin.training, skeleton(begin.config)
+    out = Path(out or new_run(RUNS, config.name))
+    frozen = frozenset(training["frozen"])
     now = State(begin.params, begin.buffers, begin.ema_params, begin.ema_buffers, training["step"])
-    optimizer = make_optimizer(now.params, name=settings.optimizer, lr=settings.peak_lr, weight_decay=settings.decay)
+    optimizer = make_optimizer(
+        trainable(now.params, frozen), name=settings.optimizer, lr=settings.peak_lr, weight_decay=settings.decay
+    )
     plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
     if resume:
         optimizer.load_state_dict(training["optimizer"])
@@ -119,8 +137,10 @@ def train(
     warmup = round(steps * min(settings.warmup_epochs, settings.epochs / 10))
     anchors = model_anchors(config, device=device)
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        _write_config(out, settings, config, weights=training["weights"])
     notes, reached = (train_set.split_note, val_set.split_note), anchor_coverage(train_set, config)
-    yield Started(out, config, settings, notes, reached, steps, epochs.start, training["weights"])
+    yield Started(out, config, settings, notes, reached, steps, epochs.start, training["weights"], report)
 
     for epoch in epochs:
         began, mean = time.perf_counter(), torch.zeros(3, dtype=torch.float64)
@@ -137,6 +157,7 @@ def train(
                 optimizer=optimizer,
                 clip=settings.clip,
                 ema_decay=settings.ema_decay,
+                frozen=frozen,
             )
             mean += torch.stack(losses).cpu().double() / steps
             yield Stepped(now.step, losses)
@@ -157,6 +178,7 @@ def train(
         training = {
             "settings": dataclasses.asdict(settings),
             "weights": training["weights"],
+            "frozen": training["frozen"],
             "step": now.step,
             "history": [*training["history"], row],
             "best": standing if better else training["best"],
@@ -167,22 +189,33 @@ def train(
         yield Validated(row, better)
 
 
-def _begin(settings: TrainSettings, train_set: KittiDataset, *, device: torch.device | str) -> Checkpoint:
-    """The checkpoint of a run that has done nothing yet."""
-    config = fit_model(settings, train_set.sizes)
+def _begin(
+    settings: TrainSettings, train_set: KittiDataset, *, device: torch.device | str, progress: Progress | None
+) -> tuple[Checkpoint, Report]:
+    """The checkpoint of a run that has done nothing yet, and where its weights are from."""
+    weights = load_weights(settings.weights, model=settings.model, progress=progress)
+    config = fit_model(settings, train_set.sizes, base=weights.config)
     torch.manual_seed(settings.seed)
-    params, buffers = state(EfficientDet(config))
-    source = imagenet_package(config.backbone) if settings.weights != "none" else None
-    if source is not None:
-        params, buffers = with_trunk(params, buffers, imagenet_trunk(source, config.backbone), where=str(source))
-    elif settings.weights == "imagenet":
-        raise InputError(f"--weights imagenet: none installed for {config.backbone}; pip install 'tinydet[pretrained]'")
+    params, buffers, report = fit_weights(weights, config, class_map=dict(settings.class_map))
+    frozen = frozen_modules(skeleton(config), settings.freeze, known=report.taken)
     params, buffers, ema_params, ema_buffers = (
         {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
         for tensors in (params, buffers, params, buffers)
     )
-    training = {"step": 0, "history": [], "best": (-1.0, 0.0), "weights": source.name if source else "random weights"}
-    return Checkpoint(config, params, buffers, ema_params, ema_buffers, training)
+    training = {
+        "step": 0,
+        "history": [],
+        "best": (-1.0, 0.0),
+        "weights": weights.source,
+        "frozen": sorted(frozen),
+    }
+    return Checkpoint(config, params, buffers, ema_params, ema_buffers, training), report
+
+
+def _write_config(out: Path, settings: TrainSettings, config: ModelConfig, *, weights: str) -> None:
+    """What a run is, for people: its settings, the model that they came to, and what it starts from."""
+    content = {"settings": dataclasses.asdict(settings), "model": dataclasses.asdict(config), "weights": weights}
+    (out / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -71,31 +71,50 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         InputError: the file is missing, broken, of another kind, or its tensors do not fit its config.
     """
     content = read_file(path, device=device)
+    try:
+        return as_checkpoint(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file's content is a checkpoint of tinydet, of this version or another."""
+    return isinstance(content, dict) and str(content.get("format")).startswith("tinydet")
+
+
+def as_checkpoint(content: Any) -> Checkpoint:
+    """A file's content as the checkpoint that `save_checkpoint` wrote.
+
+    Raises:
+        InputError: it is something else, or its tensors do not fit its config.
+    """
     found = content.get("format") if isinstance(content, dict) else content
     if found != FORMAT:
         shown = repr(found) if isinstance(found, str) else type(found).__name__
-        raise InputError(f"{path}: not a tinydet checkpoint (expected format {FORMAT!r}, found {shown})")
+        raise InputError(f"not a tinydet checkpoint (expected format {FORMAT!r}, found {shown})")
     fields: dict[str, Any] = {field: content.get(field) for field in Checkpoint._fields}
     if missing := [field for field, value in fields.items() if not isinstance(value, dict)]:
-        raise InputError(f"{path}: the checkpoint lacks {', '.join(missing)}")
+        raise InputError(f"the checkpoint lacks {', '.join(missing)}")
     try:
         config = ModelConfig(**fields.pop("config"))
         model = skeleton(config)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its config is not one of this version ({_first_line(error)})") from error
+        raise InputError(f"its config is not one of this version ({_first_line(error)})") from error
     for kind in ("params", "ema_params"):
-        _check(fields[kind], dict(model.named_parameters()), where=f"{path}: {kind}")
+        _check(fields[kind], dict(model.named_parameters()), where=kind)
     for kind in ("buffers", "ema_buffers"):
-        _check(fields[kind], dict(model.named_buffers()), where=f"{path}: {kind}")
+        _check(fields[kind], dict(model.named_buffers()), where=kind)
     return Checkpoint(config, **fields)
 
 
 def read_file(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
-    """What `torch.save` wrote, if it holds nothing but tensors and plain values.
+    """What `torch.save` or safetensors wrote, if it holds nothing but tensors and plain values.
 
     Raises:
-        InputError: the file is missing, damaged, or could run code.
+        InputError: the file is missing, damaged, or could run code; or it is .safetensors without that package.
     """
+    if Path(path).suffix == ".safetensors":
+        return _read_safetensors(path, device=device)
     try:
         with open(path, "rb") as file:
             whole = file.read(len(BEFORE_ZIP)) == BEFORE_ZIP or zipfile.is_zipfile(file)
@@ -112,28 +131,24 @@ def read_file(path: str | os.PathLike[str], *, device: torch.device | str = "cpu
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
+def _read_safetensors(path: str | os.PathLike[str], *, device: torch.device | str) -> Tensors:
+    """The tensors of a .safetensors file, a format that knows nothing else."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise InputError(f"{path}: reading it takes a package that is not installed; pip install safetensors") from None
+    try:
+        return load_file(path, device=str(device))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
+
+
 def _first_line(error: Exception) -> str:
     """What an error says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def with_trunk(params: Tensors, buffers: Tensors, trunk: Tensors, *, where: str) -> tuple[Tensors, Tensors]:
-    """Weights with those of another trunk in place of their own.
-
-    Args:
-        params, buffers: of a whole model.
-        trunk: every `backbone.*` tensor of both, and nothing else.
-        where: names the trunk's file in errors.
-
-    Raises:
-        InputError: a tensor is missing, unknown, or of another shape.
-    """
-    own = {name: tensor for name, tensor in {**params, **buffers}.items() if name.startswith("backbone.")}
-    _check(trunk, own, where=where)
-    return {**params, **{name: trunk[name] for name in params.keys() & trunk.keys()}}, {
-        **buffers,
-        **{name: trunk[name] for name in buffers.keys() & trunk.keys()},
-    }
 
 
 def _check(tensors: Tensors, wanted: Mapping[str, Tensor], *, where: str) -> None:

@@ -15,9 +15,6 @@ from urllib.error import HTTPError
 
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
-from tinydet.model.functional import Tensors
-from tinydet.weights.checkpoint import read_file
-from tinydet.weights.formats import lukemelas_trunk
 
 Progress = Callable[[int, int | None], object]
 """Called with how many bytes there are so far, and of how many, if the server says."""
@@ -100,23 +97,6 @@ def imagenet_package(backbone: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return next(iter(sorted((Path(spec.origin).parent / "models").glob("*.pth"))), None)
-
-
-def imagenet_trunk(path: Path, backbone: str) -> Tensors:
-    """ImageNet weights of a trunk, as our `backbone.*` params and buffers; their shapes are the caller's to check.
-
-    Args:
-        path: an efficientnet_pytorch checkpoint; read so that it can run no code.
-        backbone: a key of `tinydet.model.backbone.BACKBONES`.
-
-    Raises:
-        InputError: the file is broken, or holds a tensor that this format has not.
-    """
-    tensors = read_file(path)
-    try:
-        return lukemelas_trunk(tensors, backbone)
-    except InputError as error:
-        raise InputError(f"{path}: not {backbone}'s ImageNet weights ({error})") from error
 
 
 def cache_folder() -> Path:

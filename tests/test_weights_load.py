@@ -1,0 +1,333 @@
+"""Weights by a name or from any file: what is taken, what is new, and that it has been learned."""
+
+import argparse
+import dataclasses
+import json
+import re
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import tinydet.weights.load
+from tests.checkpoints import hollow, weights_of
+from tinydet.errors import InputError
+from tinydet.model.config import COCO_CLASSES, ModelConfig, model_config
+from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.functional import apply, normalize, state
+from tinydet.weights.checkpoint import Checkpoint, read_file, save_checkpoint, skeleton
+from tinydet.weights.fetch import imagenet_package
+from tinydet.weights.formats import Weights
+from tinydet.weights.load import fit_weights, load_detector, load_weights, shared_classes, with_classes
+
+TINY = model_config("lite0", classes=("Car", "Pedestrian"), image_size=(64, 96))
+HEAD = "class_net.predict.pointwise."
+
+
+def random_weights(config: ModelConfig, *, seed: int = 0) -> Weights:
+    torch.manual_seed(seed)
+    params, buffers = state(EfficientDet(config))
+    return weights_of(config, params, buffers)
+
+
+def rows(weights: Weights, name: str) -> torch.Tensor:
+    """The class head's tensor of a name, [anchor class ...]."""
+    return weights.params[HEAD + name].unflatten(0, (9, len(weights.config.classes)))
+
+
+# Real photographs
+
+
+@pytest.mark.parametrize(
+    ("picture", "labels"),
+    [("coffee.png", {967: "espresso"}), ("chelsea.png", {281: "tabby", 282: "tiger cat", 285: "Egyptian cat"})],
+)
+def test_an_installed_trunk_knows_what_it_sees(picture: str, labels: dict[int, str]) -> None:
+    """The trunk as a detector begins with it, under the classifier that was published with it."""
+    weights = load_weights("imagenet", model="lite0")
+    config, backbone = weights.config, skeleton(weights.config).backbone
+    spec, package = find_spec("skimage"), imagenet_package("lite0")
+    assert spec is not None
+    assert spec.origin is not None
+    assert package is not None
+    image = Image.open(Path(spec.origin).parent / "data" / picture).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.resize((224, 224), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    inputs = normalize(pixels, mean=config.mean, std=config.std)
+    torch.testing.assert_close(inputs, (pixels.float() - 127) / 128, rtol=0, atol=1e-6)
+    params, buffers = (
+        {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+        for tensors in (weights.params, weights.buffers)
+    )
+    with torch.no_grad():
+        (_, _, features), _ = apply(backbone, params, buffers, inputs)
+        head = read_file(package)
+        x = F.conv2d(features, head["_conv_head.weight"])
+        mean, var, scale, shift = (head[f"_bn1.{n}"] for n in ("running_mean", "running_var", "weight", "bias"))
+        x = F.relu6(F.batch_norm(x, mean, var, scale, shift, eps=config.backbone_norm_eps)).mean((2, 3))
+        scores = F.linear(x, head["_fc.weight"], head["_fc.bias"]).softmax(-1)[0]
+    assert int(scores.argmax()) in labels
+    assert scores[list(labels)].sum() > 0.8
+
+
+# Names
+
+
+def test_none_holds_nothing() -> None:
+    none = load_weights("none", model="lite1")
+    assert (none.config, none.params, none.buffers) == (model_config("lite1"), {}, {})
+    assert load_weights("none").config == model_config("d0")
+
+
+@pytest.mark.parametrize("model", ["lite0", "lite1", "lite2"])
+def test_imagenet_is_an_installed_trunk(model: str) -> None:
+    trunk = load_weights("imagenet", model=model)
+    own = {name: x.shape for name, x in skeleton(trunk.config).state_dict().items() if name.startswith("backbone.")}
+    assert {name: x.shape for name, x in {**trunk.params, **trunk.buffers}.items()} == own
+    assert trunk.config == model_config(model)
+    assert re.fullmatch(rf"efficientnet-{model}-[0-9a-f]{{8}}\.pth \(lukemelas .*\)", trunk.source)
+    assert load_weights("auto", model=model).source == trunk.source
+    other = "lite1" if model == "lite0" else "lite0"
+    package = imagenet_package(model)
+    assert package is not None
+    with pytest.raises(InputError, match=rf"{package.name}: not a {other} but rather a {model}"):
+        load_weights(package, model=other)
+
+
+def test_auto_warns_in_one_line_where_nothing_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> Path:
+        raise InputError("cannot fetch https://example.org/a.pth")
+
+    monkeypatch.setattr(tinydet.weights.load, "find_published", offline)
+    with pytest.warns(UserWarning, match=r"^starts from random weights, because cannot fetch https://\S+$"):
+        weights = load_weights("auto", model="d1")
+    assert (weights.config, weights.params) == (model_config("d1"), {})
+    for name in ("imagenet", "coco"):
+        with pytest.raises(InputError, match="cannot fetch"):
+            load_weights(name, model="d1")
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "said"),
+    [
+        ("cooc", None, "^cooc: no such file, and none of auto, coco, imagenet, none$"),
+        ("none", "d9", "^model must be one of d0, d1, .*; got 'd9'$"),
+    ],
+)
+def test_names_that_are_none(source: str, model: str | None, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_weights(source, model=model)
+
+
+# Files
+
+
+def test_our_own_checkpoint_gives_its_averages(tmp_path: Path) -> None:
+    checkpoint = hollow(TINY)
+    ema = {name: x + 1 for name, x in checkpoint.params.items()}
+    save_checkpoint(tmp_path / "best.pt", checkpoint._replace(ema_params=ema))
+    weights = load_weights(tmp_path / "best.pt")
+    assert weights.config == TINY
+    assert all(torch.equal(weights.params[name], x) for name, x in ema.items())
+    assert weights.buffers.keys() == checkpoint.buffers.keys()
+    assert weights.source == "best.pt (tinydet lite0)"
+    assert load_weights(str(tmp_path / "best.pt"), model="lite0").config == TINY
+    with pytest.raises(InputError, match=r"best\.pt: holds a lite0, not a d0"):
+        load_weights(tmp_path / "best.pt", model="d0")
+
+
+def test_effdets_file_is_recognised_by_its_keys(shared: Path, tmp_path: Path) -> None:
+    """As a file that torch wrote and as .safetensors: one model, which says what the reference says."""
+    from safetensors.torch import save_file
+
+    reference = np.load(shared / "reference/models/tf_lite0.npz")
+    tensors = filled(shared, "tf_lite0")
+    torch.save(tensors, tmp_path / "any.pth")
+    save_file(tensors, tmp_path / "any.safetensors")
+    images = torch.from_numpy(np.random.Generator(np.random.PCG64(123)).standard_normal((2, 3, 128, 128))).float()
+    for name in ("any.pth", "any.safetensors"):
+        weights = load_weights(tmp_path / name)
+        config = weights.config
+        expected_classes = reference["class_p3"].shape[1] // 9
+        assert (config.name, len(config.classes)) == ("lite0", expected_classes)
+        with torch.no_grad():
+            outputs, _ = apply(skeleton(config), weights.params, weights.buffers, images)
+        first = outputs.logits[:, : 16 * 16 * 9].reshape(2, 16, 16, 9 * expected_classes).permute(0, 3, 1, 2)
+        expected = torch.from_numpy(reference["class_p3"])
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def filled(shared: Path, tag: str) -> dict[str, torch.Tensor]:
+    """effdet's tensors as the reference was computed with: by the rules of its README."""
+    arrays = np.load(shared / f"reference/models/{tag}.npz")
+    tensors = {}
+    for key, shape in json.loads((shared / f"reference/models/{tag}.keys.json").read_text()).items():
+        number = zlib.crc32(key.encode())
+        random = np.random.Generator(np.random.PCG64(number))
+        if key.endswith("num_batches_tracked"):
+            value = np.zeros(shape)
+        elif key.endswith("edge_weights"):
+            value = random.uniform(0.2, 1.4, shape)
+            value[0] = -0.3 if number % 4 == 0 else value[0]
+        elif key.endswith(("running_mean", "running_var")):
+            value = arrays[f"stat:{key}"]
+        elif key.endswith(".bias"):
+            value = random.standard_normal(shape) * 0.1
+        elif len(shape) == 1:
+            value = random.uniform(0.6, 1.4, shape)
+        else:
+            value = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        tensors[key] = torch.from_numpy(np.asarray(value)).to(torch.int64 if "num_batches" in key else torch.float32)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"a": torch.zeros(2)}, r"any\.pth: "),
+        ([1, 2], r"any\.pth: "),
+        (
+            {"format": "tinydet-0"},
+            r"any\.pth: not a tinydet checkpoint \(expected format 'tinydet-1', found 'tinydet-0'",
+        ),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "any.pth")
+    with pytest.raises(InputError, match=said):
+        load_weights(tmp_path / "any.pth")
+
+
+def test_a_file_that_could_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "any.pth")
+    with pytest.raises(
+        InputError, match=r"^\S+any\.pth: not a readable checkpoint \(more than tensors and plain values"
+    ):
+        load_weights(tmp_path / "any.pth")
+
+
+def test_safetensors_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "any.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match=r"any\.safetensors: not a readable safetensors file \("):
+        load_weights(tmp_path / "any.safetensors")
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    with pytest.raises(InputError, match=r"any\.safetensors: .*pip install safetensors$"):
+        load_weights(tmp_path / "any.safetensors")
+
+
+# Fitted to a model
+
+
+def test_a_trunk_leaves_the_rest_random() -> None:
+    weights = load_weights("imagenet", model="lite0")
+    config = dataclasses.replace(TINY)
+    torch.manual_seed(3)
+    params, buffers, report = fit_weights(weights, config)
+    fresh = random_weights(config, seed=3)
+    for name, x in {**params, **buffers}.items():
+        given = {**weights.params, **weights.buffers}.get(name)
+        assert torch.equal(x, given if given is not None else {**fresh.params, **fresh.buffers}[name])
+    assert {*report.taken} == {*weights.params, *weights.buffers}
+    assert {*report.new} == {*params, *buffers} - {*report.taken}
+    assert (report.replaced, report.classes, report.left_out) == ({}, {}, weights.unused)
+    assert any(name.startswith("_fc.") for name in report.left_out)
+    assert report.taken["backbone.stem.weight"] == "_conv_stem.weight"
+
+
+def test_rows_of_shared_classes_are_copied() -> None:
+    coco = random_weights(dataclasses.replace(TINY, classes=COCO_CLASSES))
+    coco.params[HEAD + "bias"] += torch.arange(9.0 * 90)  # all rows different
+    before = {name: x.clone() for name, x in coco.params.items()}
+    config = dataclasses.replace(TINY, classes=("Tree", "Cyclist", "Car"))
+    torch.manual_seed(3)
+    params, _, report = fit_weights(coco, config)
+    fresh, fitted = random_weights(config, seed=3), coco._replace(config=config, params=params)
+    for name in ("weight", "bias"):
+        assert torch.equal(rows(fitted, name)[:, 0], rows(fresh, name)[:, 0])
+        assert torch.equal(rows(fitted, name)[:, 1], rows(coco, name)[:, COCO_CLASSES.index("bicycle")])
+        assert torch.equal(rows(fitted, name)[:, 2], rows(coco, name)[:, COCO_CLASSES.index("car")])
+    assert report.classes == {"Cyclist": "bicycle", "Car": "car"}
+    assert {*report.replaced} == {HEAD + "weight", HEAD + "bias"}
+    assert not report.new
+    for name in params.keys() - report.replaced.keys():
+        assert torch.equal(params[name], coco.params[name])
+    assert all(torch.equal(coco.params[name], x) for name, x in before.items())
+
+
+def test_the_same_classes_are_taken_as_they_are() -> None:
+    weights = random_weights(TINY)
+    params, buffers, report = fit_weights(weights, dataclasses.replace(TINY, image_size=(32, 32)))
+    assert all(torch.equal(params[name], x) for name, x in weights.params.items())
+    assert (buffers.keys(), report.replaced, report.new) == (weights.buffers.keys(), {}, ())
+    assert report.classes == {"Car": "Car", "Pedestrian": "Pedestrian"}
+
+
+def test_another_architecture_is_refused() -> None:
+    wide = dataclasses.replace(TINY, num_channels=72)
+    with pytest.raises(InputError, match=r"has shape \(64, .*, lite0 needs \(72, "):
+        fit_weights(random_weights(TINY), wide)
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "given", "shared"),
+    [
+        (("car", "person"), ("Car", "Pedestrian"), {}, {"Car": "car", "Pedestrian": "person"}),
+        (("Person_sitting", "Van"), ("person sitting", "Car"), {}, {"person sitting": "Person_sitting", "Car": "Van"}),
+        (("Car", "Van"), ("Van", "Car"), {}, {"Van": "Van", "Car": "Car"}),
+        (("train", "truck"), ("Tram", "Misc", "Truck"), {}, {"Tram": "train", "Truck": "truck"}),
+        (("motorcycle", "bicycle"), ("Cyclist",), {"Cyclist": "motorcycle"}, {"Cyclist": "motorcycle"}),
+        (("traffic light",), ("traffic-light",), {}, {"traffic-light": "traffic light"}),
+        ((), ("Car",), {}, {}),
+    ],
+)
+def test_names_of_the_same_thing(
+    known: tuple[str, ...], wanted: tuple[str, ...], given: dict[str, str], shared: dict[str, str]
+) -> None:
+    assert shared_classes(known, wanted, given) == shared
+
+
+@pytest.mark.parametrize("given", [{"Bus": "car"}, {"Car": "bus"}])
+def test_a_map_of_what_is_not_there(given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"class map (Bus=car: no class Bus|Car=bus: no class bus) to map"):
+        shared_classes(("car",), ("Car",), given)
+
+
+# To detect with
+
+
+def test_a_detector_can_be_cut_to_some_classes() -> None:
+    coco = random_weights(dataclasses.replace(TINY, classes=COCO_CLASSES))
+    images = torch.randn(1, 3, 64, 96)
+    few = with_classes(coco, ("Van", "person"))
+    assert few.config.classes == ("Van", "person")
+    with torch.no_grad():
+        whole, _ = apply(skeleton(coco.config), coco.params, coco.buffers, images)
+        cut, _ = apply(skeleton(few.config), few.params, few.buffers, images)
+    expected = whole.logits[..., [COCO_CLASSES.index("car"), COCO_CLASSES.index("person")]]
+    torch.testing.assert_close(cut.logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cut.deltas, whole.deltas)
+    with pytest.raises(InputError, match="a test knows no Tree; it knows person, bicycle, car"):
+        with_classes(coco, ("car", "Tree"))
+
+
+def test_a_trunk_alone_detects_nothing() -> None:
+    with pytest.raises(InputError, match="no whole detector; train one from it"):
+        load_detector("imagenet", model="lite0")
+    with pytest.raises(InputError, match="random weights is no whole detector"):
+        load_detector("none")
+
+
+def test_a_detector_from_a_file(tmp_path: Path) -> None:
+    weights = random_weights(TINY)
+    parts = weights.params, weights.buffers
+    save_checkpoint(tmp_path / "best.pt", Checkpoint(TINY, *parts, *parts, {}))
+    loaded = load_detector(tmp_path / "best.pt")
+    assert all(torch.equal(loaded.params[name], x) for name, x in weights.params.items())
+    assert {x.device.type for x in load_detector(tmp_path / "best.pt", device="meta").params.values()} == {"meta"}
