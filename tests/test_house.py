@@ -3,7 +3,8 @@
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
 `model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` and
 `settings` being the inside of `train`; all else that imports a verb is the command line: `cli`, the `options` it
-reads and the `terminal` it writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but the command line.
+reads and the `terminal` it writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but
+the command line.
 """
 
 import ast

@@ -33,11 +33,20 @@ from tinydet.ops.nms import nms, soft_nms
 
 if TYPE_CHECKING:
     from tinydet.data.kitti import KittiDataset
+    from tinydet.weights.formats import Weights
+    from tinydet.weights.load import fit_weights, load_detector, load_weights, with_classes
 
 __version__ = "0.1.0"
 
 # What would load more than torch, and where it is.
-_LAZY = {"KittiDataset": "tinydet.data.kitti"}
+_LAZY = {
+    "KittiDataset": "tinydet.data.kitti",
+    "Weights": "tinydet.weights.formats",
+    "fit_weights": "tinydet.weights.load",
+    "load_detector": "tinydet.weights.load",
+    "load_weights": "tinydet.weights.load",
+    "with_classes": "tinydet.weights.load",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,6 +74,7 @@ __all__ = [
     "Outputs",
     "SeparableConvBlock",
     "Targets",
+    "Weights",
     "anchors",
     "apply",
     "area",
@@ -78,10 +88,13 @@ __all__ = [
     "detection_loss",
     "ema_update",
     "encode",
+    "fit_weights",
     "focal_loss",
     "huber_loss",
     "intersection",
     "iou",
+    "load_detector",
+    "load_weights",
     "model_anchors",
     "model_config",
     "nms",
@@ -92,6 +105,7 @@ __all__ = [
     "swish",
     "value_and_grad",
     "weighted_fusion",
+    "with_classes",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",

@@ -108,15 +108,7 @@ def train(
         FloatingPointError: the loss is not finite; the last epoch's checkpoints are left as they were.
     """
     train_set, val_set = (KittiDataset(settings.data, split, classes=settings.classes) for split in ("train", "val"))
-    if resume and out is None:
-        raise InputError("resume: say which run to go on with")
-    if not resume and out is not None and (Path(out) / "last.pt").exists():
-        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
-    report = None
-    if resume:
-        begin = load_checkpoint(Path(out or "") / "last.pt", device=device)
-    else:
-        begin, report = _begin(settings, train_set, device=device, progress=progress)
+    begin, report = _begin(settings, train_set, out, resume=resume, device=device, progress=progress)
     config, training, model = begin.config, begin.training, skeleton(begin.config)
     out = Path(out or new_run(RUNS, config.name))
     frozen = frozenset(training["frozen"])
@@ -190,9 +182,22 @@ def train(
 
 
 def _begin(
-    settings: TrainSettings, train_set: KittiDataset, *, device: torch.device | str, progress: Progress | None
-) -> tuple[Checkpoint, Report]:
-    """The checkpoint of a run that has done nothing yet, and where its weights are from."""
+    settings: TrainSettings,
+    train_set: KittiDataset,
+    out: str | Path | None,
+    *,
+    resume: bool,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> tuple[Checkpoint, Report | None]:
+    """The last checkpoint of a run to resume; or that of one that has done nothing yet, and where its weights are from."""
+    last = Path(out) / "last.pt" if out is not None else None
+    if resume:
+        if last is None:
+            raise InputError("resume: say which run to go on with")
+        return load_checkpoint(last, device=device), None
+    if last is not None and last.exists():
+        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     weights = load_weights(settings.weights, model=settings.model, progress=progress)
     config = fit_model(settings, train_set.sizes, base=weights.config)
     torch.manual_seed(settings.seed)
