@@ -190,7 +190,7 @@ def _begin(
     device: torch.device | str,
     progress: Progress | None,
 ) -> tuple[Checkpoint, Report | None]:
-    """The last checkpoint of a run to resume; or that of one that has done nothing yet, and where its weights are from."""
+    """The last checkpoint of a run to go on with; or of a new run, which has done nothing yet, and its weights' report."""
     last = Path(out) / "last.pt" if out is not None else None
     if resume:
         if last is None:
