@@ -36,7 +36,7 @@ class Weights(NamedTuple):
     """Of the model that these are the weights of, and the input that they expect; of a trunk alone, of a detector with
     that trunk."""
     params: Tensors
-    """float32; only `backbone.*` where the source is a trunk alone."""
+    """float32; only `backbone.*` where the source is a trunk alone. May share memory with what they were read from."""
     buffers: Tensors
     origins: dict[str, str]
     """Our name of each tensor: its name in the file."""
@@ -289,7 +289,7 @@ def _checked(tensors: Mapping[str, tuple[str, Tensor]], config: ModelConfig) -> 
             raise InputError(f"{key!r} has shape {tuple(tensor.shape)}, not {tuple(shapes[name])}")
         if not tensor.is_floating_point():
             raise InputError(f"{key!r} is of {tensor.dtype}, not of floats")
-        if not tensor.isfinite().all():
+        if not tensor.to(torch.float32).isfinite().all():
             raise InputError(f"{key!r} is not finite")
     params, buffers = ({name: tensors[name][1].detach().to(torch.float32) for name in kind} for kind in kinds)
     return params, buffers
