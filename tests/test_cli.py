@@ -1,10 +1,15 @@
 """The command line, end to end: what it prints, where, and with which exit status."""
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -14,6 +19,8 @@ from click.testing import CliRunner, Result
 
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli import main
+from tinydet.model.config import COCO_CLASSES
+from tinydet.weights import fetch
 from tinydet.weights.load import load_weights
 
 LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
@@ -160,6 +167,56 @@ def test_predict_writes_pictures_and_boxes(home: Path, tmp_path: Path, monkeypat
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 5
     assert len(list((out / "kitti").iterdir())) == len(list((out / "pictures").iterdir())) == 5
     assert "best.pt" in result.stdout
+
+
+@pytest.fixture
+def release(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server that publishes a detector, random but with the names and shapes of the real one, to an empty cache."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    shapes = json.loads((shared / "checkpoints/effdet_tf_efficientdet_lite0.json").read_text())
+    torch.manual_seed(0)
+    torch.save({key: torch.rand(shape) * 0.1 for key, shape in shapes.items()}, folder / "new")
+    digest = hashlib.sha256((folder / "new").read_bytes()).hexdigest()
+    path = (folder / "new").rename(folder / f"tf_efficientdet_lite0-{digest[:8]}.pth")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setenv("TINYDET_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setitem(fetch.RELEASES, "coco", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setitem(fetch.FILES, "lite0", (path.name, "none"))
+        yield path
+        server.shutdown()
+        thread.join()
+
+
+def test_a_published_detector_from_download_to_pictures(
+    home: Path, tmp_path: Path, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = home / "kitti/training/image_2"
+    first = run("predict", pictures, "--model", "lite0", "--score", "0", "--max-detections", "7", "--out", "out")
+    assert first.exit_code == 0, first.output
+    assert first.stderr == "note: no run in runs/; using a published detector of COCO's classes\n"
+    assert f"with {release.name} (effdet tf_efficientdet_lite0" in first.stdout
+    lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    assert [len(line["detections"]) for line in lines] == [7] * 5
+    assert {found["class"] for line in lines for found in line["detections"]} <= {*COCO_CLASSES}
+    release.unlink()  # once is enough
+    again = run("predict", pictures, "--model", "lite0", "--weights", "coco", "--out", "out")
+    assert (again.exit_code, again.stderr) == (0, "")
+    scores = run("evaluate", home / "kitti", "--model", "lite0", "--weights", "coco", "--json")
+    assert list(json.loads(scores.stdout)["R40"]) == ["Car", "Pedestrian", "Cyclist"]
+    trained = run("train", home / "kitti", *TINY, "--weights", "coco", "--out", "run")
+    assert trained.exit_code == 0
+    assert "2 replaced, 0 new" in trained.stdout
+    assert "class rows kept: Car from car, Pedestrian from person" in trained.stdout
 
 
 def test_predict_without_a_run_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

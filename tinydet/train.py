@@ -190,7 +190,7 @@ def _begin(
     device: torch.device | str,
     progress: Progress | None,
 ) -> tuple[Checkpoint, Report | None]:
-    """The last checkpoint of a run to go on with; or of a new run, which has done nothing yet, and its weights' report."""
+    """The last checkpoint of a run to go on with; or the first of a new run, and the report on its weights."""
     last = Path(out) / "last.pt" if out is not None else None
     if resume:
         if last is None:
