@@ -78,9 +78,9 @@ def progress(length: int, *, show: Callable[[Any], str | None] | None = None) ->
 
 
 def erase(bar: Any) -> None:
-    """Clear the line of a bar."""
+    """Clear the line of a bar, and show the cursor that it hid."""
     if bar is not None and not bar.hidden:
-        click.echo("\r\033[K", nl=False, err=True)
+        click.echo("\r\033[K\033[?25h", nl=False, err=True)
 
 
 @contextmanager
