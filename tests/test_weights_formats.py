@@ -150,18 +150,10 @@ def zylo117_name(name: str, levels: int) -> str:
         return zylo117_trunk_name(rest)
     if part != "bifpn":
         net = {"class_net": "classifier", "box_net": "regressor"}[part]
-        if rest.startswith("norms"):
-            _, repeat, level, _ = rest.split(".")
-            return f"{net}.bn_list.{level}.{repeat}.{leaf}"
-        return ".".join(
-            [
-                net,
-                rest.split(".")[0].replace("convs", "conv_list").replace("predict", "header"),
-                *rest.split(".")[1:-2],
-                conv[rest.split(".")[-2]],
-                leaf,
-            ]
-        )
+        what, *place, layer, leaf = rest.split(".")
+        if what == "norms":
+            return f"{net}.bn_list.{layer}.{place[0]}.{leaf}"
+        return ".".join([net, {"convs": "conv_list", "predict": "header"}[what], *place, conv[layer], leaf])
     kind = {"conv": "0.conv", "norm": "1"}.get(rest.split(".")[-2], "")
     if rest.startswith("top"):
         return f"bifpn.0.p5_to_p6.{kind}.{leaf}"
@@ -429,7 +421,7 @@ def test_an_architecture_that_nobody_published(published: Any) -> None:
     config = read_published(narrow).config
     expected = model_config("lite0", num_channels=40, fpn_repeats=2, mean=HALF, std=HALF)
     assert config == expected
-    with pytest.raises(InputError, match="not a lite0 but rather a lite0: its num_channels is 40, not 64"):
+    with pytest.raises(InputError, match="not a lite0: its num_channels is 40, not 64; nearest is lite0"):
         read_published(narrow, model="lite0")
 
 
@@ -575,15 +567,15 @@ def test_two_tensors_for_one_place(published: Any, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("file", "model", "message"),
     [
-        ("effdet_tf_efficientdet_lite0", "lite1", "not a lite1 but rather a lite0: its backbone is lite0, not lite1"),
+        ("effdet_tf_efficientdet_lite0", "lite1", "not a lite1: its backbone is lite0, not lite1; nearest is lite0"),
         (
             "effdet_tf_efficientdet_d0",
             "d0-symmetric",
-            "not a d0-symmetric but rather a d0: its bias_before_norm is True",
+            "not a d0-symmetric: its bias_before_norm is True, not False; nearest is d0",
         ),
-        ("effdet_efficientdet_d0", "d0", "not a d0 but rather a d0-symmetric: its bias_before_norm is False"),
-        ("timm_efficientnet_b0", "d1", "not a d1 but rather a d0: its backbone is b0, not b1"),
-        ("timm_efficientnet_b0", "lite0", "not a lite0 but rather a d0: its backbone is b0, not lite0"),
+        ("effdet_efficientdet_d0", "d0", "not a d0: its bias_before_norm is False, not True; nearest is d0-symmetric"),
+        ("timm_efficientnet_b0", "d1", "not a d1: its backbone is b0, not b1; nearest is d0"),
+        ("timm_efficientnet_b0", "lite0", "not a lite0: its backbone is b0, not lite0; nearest is d0"),
     ],
 )
 def test_another_model_than_asked_for(published: Any, file: str, model: str, message: str) -> None:

@@ -203,6 +203,7 @@ def _detector(tensors: Tensors) -> dict[str, Any]:
 def _config(source: str, facts: dict[str, Any], *, hint: str, model: str | None) -> tuple[ModelConfig, str]:
     """The config of a file of which `facts` are known, and what it is called there."""
     notes = []
+    # effdet's models have that bias where they are TensorFlow's, timm's nothing that tells.
     tf = facts.get("bias_before_norm", source != "torchvision")
     if source == "timm":
         named = re.search(r"(tf[_-])?efficientnet", hint)
@@ -265,7 +266,7 @@ def _check_model(config: ModelConfig, facts: Mapping[str, Any], *, nearest: str)
     for field in shapes:
         expected = getattr(config, field)
         if (value := facts.get(field, expected)) != expected:
-            raise InputError(f"not a {config.name} but rather a {nearest}: its {field} is {value}, not {expected}")
+            raise InputError(f"not a {config.name}: its {field} is {value}, not {expected}; nearest is {nearest}")
 
 
 def _checked(tensors: Mapping[str, tuple[str, Tensor]], config: ModelConfig) -> tuple[Tensors, Tensors]:
