@@ -157,8 +157,8 @@ def zylo117_name(name: str, levels: int) -> str:
     kind = {"conv": "0.conv", "norm": "1"}.get(rest.split(".")[-2], "")
     if rest.startswith("top"):
         return f"bifpn.0.p5_to_p6.{kind}.{leaf}"
-    _, cell, what, place, *_ = rest.split(".")
-    node = int(place.split("_")[0])
+    _, cell, what, where, *_ = rest.split(".")
+    node = int(where.split("_")[0])
     up = node < levels - 1
     level = 3 + edges[node][0]
     if what == "weights":
