@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinydet.model.layers import ACTIVATIONS, BatchNorm, SeparableConvBlock, initialise
+from tinydet.model.layers import ACTIVATIONS, BatchNorm, SeparableConvBlock, draw_normal, initialise
 
 
 class Head(nn.Module):
@@ -45,7 +45,7 @@ class Head(nn.Module):
         )
         self.predict = SeparableConvBlock(num_channels, num_outputs * num_anchors, norm=False)
         initialise(self)
-        nn.init.normal_(self.predict.pointwise.weight, std=0.01)  # no batch norm follows; RetinaNet's choice
+        draw_normal(self.predict.pointwise.weight, std=0.01)  # no batch norm follows; RetinaNet's choice
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Levels float[B C H_l W_l] -> float[B A num_outputs], A in the order of `tinydet.ops.anchors.anchors`."""

@@ -131,6 +131,12 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
-            nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5)
+            draw_normal(layer.weight, std=(2 / fan_out) ** 0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def draw_normal(weight: Tensor, *, std: float) -> None:
+    """Fill a weight in place from torch's global generator; one on the meta device, where it would take a second, not."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)

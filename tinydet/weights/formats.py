@@ -301,11 +301,3 @@ def _xy_first(params: Tensors) -> Tensors:
     names = [name for name in params if name.startswith("box_net.predict.pointwise.")]
     swapped = {name: params[name].unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1) for name in names}
     return {**params, **swapped}
-
-
-def lukemelas_trunk(tensors: Tensors, backbone: str) -> Tensors:
-    """An efficientnet_pytorch checkpoint as our `backbone.*` tensors; shapes are the caller's to check."""
-    weights = read_published(tensors)
-    if weights.config.backbone != backbone:
-        raise InputError(f"the trunk is {weights.config.backbone}, not {backbone}")
-    return {**weights.params, **weights.buffers}
