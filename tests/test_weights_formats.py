@@ -30,7 +30,7 @@ from tinydet.model.config import (
 from tinydet.model.functional import Tensors, apply
 from tinydet.ops.boxes import swap_xy
 from tinydet.weights import checkpoint, formats
-from tinydet.weights.formats import HALF, PUBLISHED, lukemelas_trunk, read_published
+from tinydet.weights.formats import HALF, PUBLISHED, read_published
 from tinydet.weights.renames import FORMATS, TIMM, UNUSED
 
 FILES = (
@@ -581,11 +581,3 @@ def test_two_tensors_for_one_place(published: Any, monkeypatch: pytest.MonkeyPat
 def test_another_model_than_asked_for(published: Any, file: str, model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_published(published(file), model=model)
-
-
-def test_a_trunk_by_its_backbone(published: Any) -> None:
-    tensors = published("lukemelas_efficientnet-lite0")
-    trunk = lukemelas_trunk(tensors, "lite0")
-    assert {name: x.shape for name, x in trunk.items()} == own(model_config("lite0"), trunk=True)
-    with pytest.raises(InputError, match="lite0, not lite1"):
-        lukemelas_trunk(tensors, "lite1")

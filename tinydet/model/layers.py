@@ -137,6 +137,6 @@ def initialise(module: nn.Module) -> None:
 
 
 def draw_normal(weight: Tensor, *, std: float) -> None:
-    """Fill a weight in place from torch's global generator; one on the meta device, where it would take a second, not."""
+    """Fill a weight in place from torch's global generator; not on the meta device, where the first takes a second."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)
