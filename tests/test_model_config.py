@@ -8,7 +8,7 @@ import pytest
 from tinydet.model.config import COCO_CLASSES, MODELS, ModelConfig, model_config
 
 # name: backbone, input, channels, cells, head layers, fusion, activation, anchor scale, levels. EfficientDet table 1,
-# google/automl's hparams_config.
+# google/automl's hparams_config; lite3x and d0-symmetric are effdet's.
 PUBLISHED = """
     d0    b0    512  64  3 3 fast swish 4 5
     d1    b1    640  88  4 3 fast swish 4 5
@@ -23,6 +23,7 @@ PUBLISHED = """
     lite1 lite1 384  88  4 3 sum  relu6 3 5
     lite2 lite2 448  112 5 3 sum  relu6 3 5
     lite3 lite3 512  160 6 4 sum  relu6 4 5
+    lite3x lite3 640 200 6 4 sum relu6 3 5
     lite4 lite4 640  224 7 4 sum  relu6 4 5
     d0-symmetric b0 512 64 3 3 fast swish 4 5
 """

@@ -30,7 +30,7 @@ from tinydet.model.config import (
 from tinydet.model.functional import Tensors, apply
 from tinydet.ops.boxes import swap_xy
 from tinydet.weights import checkpoint, formats
-from tinydet.weights.formats import HALF, PUBLISHED, read_published
+from tinydet.weights.formats import HALF, read_published
 from tinydet.weights.renames import FORMATS, TIMM, UNUSED
 
 FILES = (
@@ -188,7 +188,7 @@ def as_zylo117(tensors: Mapping[str, Tensor], levels: int = 5) -> Tensors:
 
 
 def hollow(name: str) -> Tensors:
-    return {key: torch.tensor(0.5).expand(shape) for key, shape in own(PUBLISHED[name]).items()}
+    return {key: torch.tensor(0.5).expand(shape) for key, shape in own(model_config(name)).items()}
 
 
 def test_zylo117s_names_are_the_files(published: Any) -> None:
@@ -288,7 +288,7 @@ def test_zylo117s_outputs(published: Any) -> None:
 
 @pytest.mark.parametrize("name", ["d6", "d7x"])
 def test_zylo117_has_fusion_weights_that_it_does_not_use(name: str) -> None:
-    tensors = as_zylo117(hollow(name), levels=len(PUBLISHED[name].levels))
+    tensors = as_zylo117(hollow(name), levels=len(model_config(name).levels))
     fusion = {f"bifpn.{cell}.{w}": torch.ones(3) for cell in range(8) for w in ("p3_w1", "p6_w1", "p4_w2", "p7_w2")}
     weights = read_published(tensors | fusion)
     assert weights.config.name == name

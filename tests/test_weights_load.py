@@ -97,7 +97,7 @@ def test_imagenet_is_an_installed_trunk(model: str) -> None:
     other = "lite1" if model == "lite0" else "lite0"
     package = imagenet_package(model)
     assert package is not None
-    with pytest.raises(InputError, match=rf"{package.name}: not a {other} but rather a {model}"):
+    with pytest.raises(InputError, match=rf"{package.name}: not a {other}: its backbone is {model}"):
         load_weights(package, model=other)
 
 

@@ -63,7 +63,9 @@ def choose_device(name: str) -> str:
 
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-model_option = click.option("--model", help="d0 .. d7, d7x, lite0 .. lite4, d0-symmetric; that of the weights, or d0.")
+model_option = click.option(
+    "--model", help="d0 .. d7, d7x, lite0 .. lite4, lite3x, d0-symmetric; that of the weights, or d0."
+)
 weights_option = click.option(
     "--weights",
     default="auto",

@@ -88,7 +88,7 @@ def _tuples(value: Any) -> Any:
 
 
 # name: backbone, input size, channels, BiFPN cells, head layers, and what differs from ModelConfig's defaults.
-# Reference: EfficientDet table 1; D7x and Lite from google/automl, where Lite3 and Lite4 keep anchors of scale 4.
+# Reference: EfficientDet table 1; D7x and Lite from google/automl, where Lite3 and Lite4 keep anchors of scale 4; Lite3x from effdet.
 _DEEP: dict[str, Any] = {"stochastic_depth": 0.2}
 _SUM: dict[str, Any] = {"fusion": "sum", **_DEEP}
 _LITE: dict[str, Any] = {"fusion": "sum", "activation": "relu6", "mean": LITE_MEAN, "std": LITE_STD}
@@ -106,6 +106,7 @@ _TABLE: dict[str, tuple[str, int, int, int, int, dict[str, Any]]] = {
     "lite1": ("lite1", 384, 88, 4, 3, {"anchor_scale": 3.0, **_DEEP, **_LITE}),
     "lite2": ("lite2", 448, 112, 5, 3, {"anchor_scale": 3.0, **_DEEP, **_LITE}),
     "lite3": ("lite3", 512, 160, 6, 4, {**_DEEP, **_LITE}),
+    "lite3x": ("lite3", 640, 200, 6, 4, {"anchor_scale": 3.0, **_DEEP, **_LITE}),
     "lite4": ("lite4", 640, 224, 7, 4, {**_DEEP, **_LITE}),
     # effdet's efficientdet_d0: the same network as a PyTorch user would have written it.
     "d0-symmetric": (
@@ -120,7 +121,7 @@ def model_config(name: str, **changes: Any) -> ModelConfig:
     """A published model by its name, with changes.
 
     Args:
-        name: one of `MODELS`: d0 .. d7, d7x, lite0 .. lite4, d0-symmetric.
+        name: one of `MODELS`: d0 .. d7, d7x, lite0 .. lite4, lite3x, d0-symmetric.
         changes: fields of `ModelConfig` to set, `classes` and `image_size` most likely.
 
     Raises:

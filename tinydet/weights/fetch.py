@@ -44,6 +44,7 @@ FILES = {  # in the order of RELEASES
     "lite1": ("tf_efficientdet_lite1-6dc7ab30.pth", "tf_efficientnet_lite1-bde8b488.pth"),
     "lite2": ("tf_efficientdet_lite2-86c5d55b.pth", "tf_efficientnet_lite2-dcccb7df.pth"),
     "lite3": ("tf_efficientdet_lite3-506852cb.pth", "tf_efficientnet_lite3-b733e338.pth"),
+    "lite3x": ("tf_efficientdet_lite3x-8404c57b.pth", "tf_efficientnet_lite3-b733e338.pth"),
     "lite4": ("tf_efficientdet_lite4-391ddabc.pth", "tf_efficientnet_lite4-741542c3.pth"),
     "d0-symmetric": ("efficientdet_d0-f3276ba8.pth", "efficientnet_b0_ra-3dd342df.pth"),
 }

@@ -46,11 +46,6 @@ class Weights(NamedTuple):
     """For people: what published model this is, and what of that the tensors alone did not tell."""
 
 
-# effdet publishes one model more than Google.
-_LITE3X: dict[str, Any] = {"name": "lite3x", "image_size": (640, 640), "num_channels": 200, "anchor_scale": 3.0}
-PUBLISHED = {config.name: config for config in map(model_config, MODELS)}
-PUBLISHED["lite3x"] = dataclasses.replace(PUBLISHED["lite3"], **_LITE3X)
-
 HALF = (0.5, 0.5, 0.5)
 # Names of files whose weights expect mean and deviation .5: trained adversarially, or by timm's later recipe.
 HALF_NAMES = r"(_d|_b)\d[._]ap(?![a-z0-9])|adv-efficientnet-b\d|ra4_e3600"
@@ -66,7 +61,7 @@ def read_published(tensors: Mapping[str, Tensor], *, hint: str = "", model: str 
         tensors: float[...] by the format's names, perhaps inside of "state_dict", "state_dict_ema" or "model", and
             perhaps all with a prefix "module." or "model.".
         hint: the file's name and the like.
-        model: a key of `PUBLISHED`, which the weights must then fit.
+        model: one of `tinydet.model.config.MODELS`, which the weights must then fit.
 
     Returns:
         All weights of a detector, or of its trunk. Classes other than COCO's 90 are called class_0 and so on.
@@ -215,11 +210,11 @@ def _config(source: str, facts: dict[str, Any], *, hint: str, model: str | None)
     facts = {**facts, **conventions}
     nearest = _nearest(facts)
     if model is not None:
-        base = PUBLISHED.get(model) or model_config(model)
+        base = model_config(model)
         _check_model(base, facts, nearest=nearest[0])
     else:
         named_so = [name for name in nearest if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", hint)]
-        base = PUBLISHED[(named_so or nearest)[0]]
+        base = model_config((named_so or nearest)[0])
         others = [name for name in nearest if name != base.name]
         notes += [f"{base.name} by {'its name' if named_so else 'default'}, not {', '.join(others)}"] if others else []
     try:
@@ -254,7 +249,7 @@ def _nearest(facts: Mapping[str, Any]) -> list[str]:
     """The published models that have this trunk and most else in common with the facts."""
     alike = {
         name: sum(getattr(config, field) == value for field, value in facts.items())
-        for name, config in PUBLISHED.items()
+        for name, config in zip(MODELS, map(model_config, MODELS), strict=True)
         if config.backbone == facts["backbone"]
     }
     return [name for name, number in alike.items() if number == max(alike.values())]
