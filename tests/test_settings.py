@@ -54,8 +54,9 @@ def test_settings_come_back_from_a_dict() -> None:
 @pytest.mark.parametrize(
     ("changes", "lr", "decay"),
     [
-        ({}, 1e-3, 1e-2),
-        ({"batch_size": 2}, 2.5e-4, 1e-2),
+        ({}, 4e-3, 1e-2),
+        ({"batch_size": 2}, 2e-3, 1e-2),
+        ({"batch_size": 32}, 8e-3, 1e-2),
         ({"optimizer": "sgd", "batch_size": 64}, 0.08, 4e-5),
         ({"optimizer": "sgd", "batch_size": 4}, 0.005, 4e-5),
         ({"lr": 0.5, "weight_decay": 0.0, "batch_size": 4}, 0.5, 0.0),

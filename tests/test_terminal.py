@@ -115,7 +115,7 @@ def test_the_header_says_what_a_run_came_to() -> None:
     ]
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
-        "a.pth (effdet): 2 taken, 1 replaced, 1 new, 3 left out tensors; class rows kept: Car from car",
+        "a.pth (effdet), 6 tensors: 2 taken, 1 replaced, 3 left out; 1 new; class rows kept: Car from car",
         "256x896, anchor scale 2.5",
         "reach at IoU .5: Car 99%, Tram 50% of the training objects",
         "7 train frames",
@@ -128,8 +128,8 @@ def test_the_header_says_what_a_run_came_to() -> None:
 
 
 def test_the_header_says_what_the_defaults_came_to() -> None:
-    header = run_header(started(0, optimizer="sgd", schedule="plateau"), device="cuda:1")
-    assert "sgd, peak lr 0.005, plateau, weight decay 4e-05" in header
+    header = run_header(started(0, optimizer="sgd", schedule="plateau", freeze="trunk"), device="cuda:1")
+    assert "sgd, peak lr 0.005, plateau, weight decay 4e-05, seed 3, trunk frozen\n" in header
     assert "cuda:1, float32" in header
 
 
@@ -143,9 +143,9 @@ def test_every_tensor_of_a_file_has_its_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"classes": {}}, "1 new, 3 left out tensors; class rows kept: none"),
-        ({"classes": {"car": "car", "Van": "car"}}, "3 left out tensors; class rows kept: car, Van from car"),
-        ({"replaced": {}}, "a.pth (effdet): 2 taken, 0 replaced, 1 new, 3 left out tensors"),
+        ({"classes": {}}, "3 left out; 1 new; class rows kept: none"),
+        ({"classes": {"car": "car", "Van": "car"}}, "1 new; class rows kept: car, Van from car"),
+        ({"replaced": {}}, "a.pth (effdet), 5 tensors: 2 taken, 0 replaced, 3 left out; 1 new"),
         ({"taken": {}, "source": "random weights"}, "random weights"),
     ],
 )

@@ -163,7 +163,7 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @click.option(
     "--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]), help="torch.optim's."
 )
-@click.option("--lr", type=float, help="Peak learning rate; in proportion to the batch when left out.")
+@click.option("--lr", type=float, help="Peak learning rate; by the optimizer and the batch when left out.")
 @click.option("--weight-decay", type=float, help="Of convolution kernels; by the optimizer when left out.")
 @click.option(
     "--schedule",

@@ -37,7 +37,7 @@ class TrainSettings:
     batch_size: int = 8
     optimizer: str = "adamw"
     lr: float | None = None
-    """Peak learning rate; from `OPTIMIZERS`, in proportion to the batch, when None."""
+    """Peak learning rate; from `OPTIMIZERS`, by the batch, when None."""
     weight_decay: float | None = None
     """Of convolution kernels; biases, batch norms and fusion weights have none."""
     schedule: str = "cosine"
@@ -72,12 +72,12 @@ class TrainSettings:
 
     @property
     def peak_lr(self) -> float:
-        lr, pictures, _ = OPTIMIZERS[self.optimizer]
-        return lr * self.batch_size / pictures if self.lr is None else self.lr
+        lr, pictures, power, _ = OPTIMIZERS[self.optimizer]
+        return lr * (self.batch_size / pictures) ** power if self.lr is None else self.lr
 
     @property
     def decay(self) -> float:
-        return OPTIMIZERS[self.optimizer][2] if self.weight_decay is None else self.weight_decay
+        return OPTIMIZERS[self.optimizer][-1] if self.weight_decay is None else self.weight_decay
 
 
 def new_run(runs: Path, model: str) -> Path:

@@ -39,7 +39,8 @@ def run_header(started: Started, *, device: str) -> str:
         "": started.splits[1],
         "batch": f"{settings.batch_size}, {started.steps} steps an epoch",
         "learning": f"{settings.optimizer}, peak lr {settings.peak_lr:g}, {settings.schedule}, "
-        f"weight decay {settings.decay:g}, seed {settings.seed}",
+        f"weight decay {settings.decay:g}, seed {settings.seed}"
+        + (f", {settings.freeze} frozen" if settings.freeze != "none" else ""),
         "device": f"{device}, float32",
         "run": f"{started.out}, {settings.epochs} epochs" + (f" of which {epoch} are done" if epoch else ""),
     }
@@ -52,18 +53,14 @@ def counted(found: Mapping[str, int]) -> str:
 
 
 def weights_summary(report: Report) -> str:
-    """What a model took from a file of weights, in one line."""
+    """What became of the tensors of a file of weights, how many of the model are new, and which classes it knew."""
     if not report.taken:
         return report.source
-    counts = {
-        "taken": len(report.taken),
-        "replaced": len(report.replaced),
-        "new": len(report.new),
-        "left out": len(report.left_out),
-    }
+    taken, replaced, left_out = len(report.taken), len(report.replaced), len(report.left_out)
     kept = ", ".join(f"{new} from {old}" if new != old else new for new, old in report.classes.items())
-    rows = f"; class rows kept: {kept or 'none'}" if report.replaced else ""
-    return f"{report.source}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + " tensors" + rows
+    counts = f"{taken} taken, {replaced} replaced, {left_out} left out; {len(report.new)} new"
+    rows = f"; class rows kept: {kept or 'none'}" if replaced else ""
+    return f"{report.source}, {taken + replaced + left_out} tensors: {counts}{rows}"
 
 
 def weights_lines(report: Report) -> Iterator[str]:

@@ -88,7 +88,8 @@ def _tuples(value: Any) -> Any:
 
 
 # name: backbone, input size, channels, BiFPN cells, head layers, and what differs from ModelConfig's defaults.
-# Reference: EfficientDet table 1; D7x and Lite from google/automl, where Lite3 and Lite4 keep anchors of scale 4; Lite3x from effdet.
+# Reference: EfficientDet table 1; D7x and Lite from google/automl, where Lite3 and Lite4 keep anchors of scale 4;
+# Lite3x from effdet.
 _DEEP: dict[str, Any] = {"stochastic_depth": 0.2}
 _SUM: dict[str, Any] = {"fusion": "sum", **_DEEP}
 _LITE: dict[str, Any] = {"fusion": "sum", "activation": "relu6", "mean": LITE_MEAN, "std": LITE_STD}

@@ -134,6 +134,8 @@ def with_classes(weights: Weights, classes: Sequence[str], *, class_map: Mapping
     Raises:
         InputError: the weights know nothing of a class.
     """
+    if tuple(classes) == weights.config.classes and not class_map:
+        return weights
     config = dataclasses.replace(weights.config, classes=tuple(classes))
     device = next(iter(weights.params.values())).device
     with torch.device(device):
