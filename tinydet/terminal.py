@@ -38,7 +38,7 @@ def run_header(started: Started, *, device: str) -> str:
         "data": started.splits[0],
         "": started.splits[1],
         "batch": f"{settings.batch_size}, {started.steps} steps an epoch",
-        "learning": f"{settings.optimizer}, peak lr {settings.peak_lr:g}, {settings.schedule}, "
+        "learning": f"{settings.optimizer}, peak lr {settings.peak_lr:.3g}, {settings.schedule}, "
         f"weight decay {settings.decay:g}, seed {settings.seed}"
         + (f", {settings.freeze} frozen" if settings.freeze != "none" else ""),
         "device": f"{device}, float32",
