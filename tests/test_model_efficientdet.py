@@ -2,7 +2,6 @@
 
 import functools
 import json
-import zlib
 from math import prod
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference_models import levels_of, off, rebuilt
 from tinydet.model.config import MODELS, model_config
 from tinydet.model.detect import model_anchors
 from tinydet.model.efficientdet import EfficientDet
@@ -196,33 +196,6 @@ def test_autocast():
 # effdet's numbers
 
 
-def rebuilt(keys, stats):
-    """effdet's weights by its names, made from nothing but the names. See the README of the reference vectors."""
-    weights = {}
-    for key, shape in keys.items():
-        n = zlib.crc32(key.encode())
-        r = np.random.Generator(np.random.PCG64(n))
-        if key.endswith("edge_weights"):
-            value = r.uniform(0.2, 1.4, shape)
-            value[0] = value[0] if n % 4 else -0.3
-        elif key.endswith(("running_mean", "running_var")):
-            value = stats[f"stat:{key}"]
-        elif key.endswith(".bias"):
-            value = r.standard_normal(shape) * 0.1
-        elif len(shape) == 1:
-            value = r.uniform(0.6, 1.4, shape)
-        else:
-            value = r.standard_normal(shape) / np.sqrt(prod(shape[1:]))
-        weights[key] = torch.tensor(np.asarray(value, dtype=np.float32))
-    return weights
-
-
-def levels_of(npz, prefix, last):
-    """effdet's maps as our rows. -> float[B A last]."""
-    maps = [torch.from_numpy(npz[f"{prefix}_p{level}"]) for level in range(3, 8)]
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, last) for x in maps], 1)
-
-
 @pytest.fixture(
     scope="module", params=[("tf_d0", "d0"), ("tf_lite0", "lite0"), ("d0", "d0-symmetric")], ids=lambda p: p[0]
 )
@@ -253,13 +226,6 @@ def targets_of(npz, config):
     labels = torch.stack([torch.from_numpy(npz[f"gt_labels_1based_{i}"]).long() - 1 for i in range(2)])
     targets = assign_batch(boxes, labels, model_anchors(config, (128, 128)))
     return targets.labels, targets.deltas
-
-
-def off(value, reference):
-    """The largest difference as a share of the largest value."""
-    value, reference = torch.as_tensor(value), torch.as_tensor(reference)
-    assert value.shape == reference.shape
-    return ((value - reference).abs().max() / reference.abs().max()).item()
 
 
 def test_effdets_outputs_and_losses(effdet):

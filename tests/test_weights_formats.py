@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tests.test_model_efficientdet import levels_of, off, rebuilt
+from tests.reference_models import levels_of, off, rebuilt
 from tinydet.errors import InputError
 from tinydet.model.bifpn import bifpn_edges
 from tinydet.model.config import (

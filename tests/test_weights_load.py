@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import re
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 import tinydet.weights.load
 from tests.checkpoints import hollow, weights_of
+from tests.reference_models import levels_of, off, rebuilt
 from tinydet.errors import InputError
 from tinydet.model.config import COCO_CLASSES, ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet
@@ -147,45 +147,20 @@ def test_effdets_file_is_recognised_by_its_keys(shared: Path, tmp_path: Path) ->
     """As a file that torch wrote and as .safetensors: one model, which says what the reference says."""
     from safetensors.torch import save_file
 
-    reference = np.load(shared / "reference/models/tf_lite0.npz")
-    tensors = filled(shared, "tf_lite0")
+    folder = shared / "reference" / "models"
+    keys = json.loads((folder / "tf_lite0.keys.json").read_text())
+    with np.load(folder / "tf_lite0.npz") as reference:
+        tensors = rebuilt({key: shape for key, shape in keys.items() if "tracked" not in key}, reference)
+        expected = levels_of(reference, "class", 5)
     torch.save(tensors, tmp_path / "any.pth")
     save_file(tensors, tmp_path / "any.safetensors")
     images = torch.from_numpy(np.random.Generator(np.random.PCG64(123)).standard_normal((2, 3, 128, 128))).float()
     for name in ("any.pth", "any.safetensors"):
         weights = load_weights(tmp_path / name)
-        config = weights.config
-        expected_classes = reference["class_p3"].shape[1] // 9
-        assert (config.name, len(config.classes)) == ("lite0", expected_classes)
+        assert (weights.config.name, len(weights.config.classes)) == ("lite0", 5)
         with torch.no_grad():
-            outputs, _ = apply(skeleton(config), weights.params, weights.buffers, images)
-        first = outputs.logits[:, : 16 * 16 * 9].reshape(2, 16, 16, 9 * expected_classes).permute(0, 3, 1, 2)
-        expected = torch.from_numpy(reference["class_p3"])
-        torch.testing.assert_close(first, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-
-
-def filled(shared: Path, tag: str) -> dict[str, torch.Tensor]:
-    """effdet's tensors as the reference was computed with: by the rules of its README."""
-    arrays = np.load(shared / f"reference/models/{tag}.npz")
-    tensors = {}
-    for key, shape in json.loads((shared / f"reference/models/{tag}.keys.json").read_text()).items():
-        number = zlib.crc32(key.encode())
-        random = np.random.Generator(np.random.PCG64(number))
-        if key.endswith("num_batches_tracked"):
-            value = np.zeros(shape)
-        elif key.endswith("edge_weights"):
-            value = random.uniform(0.2, 1.4, shape)
-            value[0] = -0.3 if number % 4 == 0 else value[0]
-        elif key.endswith(("running_mean", "running_var")):
-            value = arrays[f"stat:{key}"]
-        elif key.endswith(".bias"):
-            value = random.standard_normal(shape) * 0.1
-        elif len(shape) == 1:
-            value = random.uniform(0.6, 1.4, shape)
-        else:
-            value = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        tensors[key] = torch.from_numpy(np.asarray(value)).to(torch.int64 if "num_batches" in key else torch.float32)
-    return tensors
+            outputs, _ = apply(skeleton(weights.config), weights.params, weights.buffers, images)
+        assert off(outputs.logits, expected) < 1e-4
 
 
 @pytest.mark.parametrize(
