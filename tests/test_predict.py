@@ -33,7 +33,7 @@ from tinydet.predict import (
     predict,
     save_predictions,
 )
-from tinydet.weights.checkpoint import Checkpoint, save_checkpoint, skeleton
+from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
 
 CLASSES = ("Car", "Pedestrian")
@@ -80,7 +80,7 @@ def assert_same(one: Detections, other: Detections) -> None:
 def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: Weights) -> None:
     config = weights.config
     batches = val_batches(dataset, config.image_size, batch_size=2, workers=0, fill=config.fill)
-    expected = validate(skeleton(config), weights.params, weights.buffers, batches, config=config).detections
+    expected = validate(weights.params, weights.buffers, batches, config=config).detections
     predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01))
     assert [one.path for one in predictions] == dataset.paths
     for one, detections in zip(predictions, expected, strict=True):

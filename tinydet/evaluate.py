@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinydet.data.kitti import CLASSES, KittiDataset, KittiObjects, find_kitti, read_objects
 from tinydet.data.loader import Batch, val_batches
@@ -16,9 +16,9 @@ from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, apply, normalize
+from tinydet.model.fuse import fuse, fused_skeleton
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.weights.checkpoint import skeleton
 from tinydet.weights.formats import Weights
 from tinydet.weights.load import with_classes
 
@@ -36,18 +36,16 @@ class Validation(NamedTuple):
 
 
 @torch.inference_mode()
-def validate(
-    model: nn.Module, params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, config: ModelConfig
-) -> Validation:
+def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, config: ModelConfig) -> Validation:
     """Loss and detections of every picture in one pass.
 
     Args:
-        model: the skeleton of `config`.
-        params, buffers: its weights; they decide the device.
+        params, buffers: weights of a whole detector; they decide the device.
         batches: from `tinydet.data.loader.val_batches`.
         config: the model's.
     """
     device = next(iter(params.values())).device
+    model, params = fused_skeleton(config), fuse(params, buffers, config=config)
     detections: list[Detections] = []
     total, count = torch.zeros(3, dtype=torch.float64), 0
     anchors: Tensor | None = None
@@ -56,7 +54,7 @@ def validate(
             height, width = batch.images.shape[-2:]
             anchors = model_anchors(config, (height, width), device=device)
         images = normalize(batch.images.to(device), mean=config.mean, std=config.std)
-        outputs, _ = apply(model, params, buffers, images)
+        outputs, _ = apply(model, params, {}, images)
         targets = assign_batch(batch.boxes.to(device), batch.labels.to(device), anchors)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(images)
@@ -91,7 +89,7 @@ def score_weights(
     config = weights.config
     dataset = KittiDataset(data, split, classes=config.classes)
     batches = val_batches(dataset, config.image_size, batch_size=batch_size, workers=1, fill=config.fill)
-    found = validate(skeleton(config), weights.params, weights.buffers, batches, config=config)
+    found = validate(weights.params, weights.buffers, batches, config=config)
     return score_detections(dataset, found.detections)
 
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinydet.data.example import Example, letterbox, read_image, read_size
 from tinydet.data.loader import collate
 from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.model.detect import METHODS, Detections, detect, model_anchors
-from tinydet.model.functional import apply, normalize
-from tinydet.weights.checkpoint import skeleton
+from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.functional import Tensors, apply, normalize
+from tinydet.model.fuse import fuse, fused_skeleton
 from tinydet.weights.formats import Weights
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -102,19 +103,19 @@ def predict(
     paths = [Path(picture) for picture in pictures]
     for path in paths:
         read_size(path)
-    model = skeleton(weights.config)
-    anchors = model_anchors(weights.config, device=next(iter(weights.params.values())).device)
+    model, params = fused_skeleton(weights.config), fuse(weights.params, weights.buffers, config=weights.config)
+    anchors = model_anchors(weights.config, device=next(iter(params.values())).device)
     settings = {"score_threshold": score_threshold, "max_detections": max_detections, "method": method}
     batches = (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
-    return (one for batch in batches for one in _predict_batch(batch, weights, model, anchors, **settings))
+    return (one for batch in batches for one in _predict_batch(batch, model, params, anchors, **settings))
 
 
 @torch.no_grad()
 def _predict_batch(
-    paths: Sequence[Path], weights: Weights, model: nn.Module, anchors: Tensor, **settings: Any
+    paths: Sequence[Path], model: EfficientDet, params: Tensors, anchors: Tensor, **settings: Any
 ) -> list[Prediction]:
     """Predict one batch, whatever the pictures' sizes."""
-    config = weights.config
+    config = model.config
     images = [read_image(path) for path in paths]
     nothing = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     examples = [
@@ -123,7 +124,7 @@ def _predict_batch(
     ]
     batch = collate([letterbox(one, config.image_size, fill=config.fill) for one in examples]).to(anchors.device)
     inputs = normalize(batch.images, mean=config.mean, std=config.std)
-    outputs, _ = apply(model, weights.params, weights.buffers, inputs)
+    outputs, _ = apply(model, params, {}, inputs)
     found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)
     on_cpu = [Detections(*(field.cpu() for field in one)) for one in found]
     return [Prediction(*one) for one in zip(paths, images, on_cpu, strict=True)]

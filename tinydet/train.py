@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -159,7 +158,7 @@ def train(
             "step": now.step,
             "lr": optimizer.param_groups[0]["lr"],
             "train": dict(zip(Losses._fields, mean.tolist(), strict=True)),
-            **_validation_row(model, now, val_loader, val_set, config=config),
+            **_validation_row(now, val_loader, val_set, config=config),
             "train_seconds": round(trained - began, 2),
             "val_seconds": round(time.perf_counter() - trained, 2),
         }
@@ -230,14 +229,14 @@ def _set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def _validation_row(
-    model: nn.Module, now: State, batches: Iterable[Batch], val_set: KittiDataset, *, config: ModelConfig
+    now: State, batches: Iterable[Batch], val_set: KittiDataset, *, config: ModelConfig
 ) -> dict[str, Any]:
     """What the averaged weights are worth: loss and AP.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    losses, detections = validate(model, now.ema_params, now.ema_buffers, batches, config=config)
+    losses, detections = validate(now.ema_params, now.ema_buffers, batches, config=config)
     if not losses.total.isfinite():
         raise FloatingPointError(f"after step {now.step}: the validation loss is not finite ({losses.total:g})")
     scores = score_detections(val_set, detections)
