@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinydet.model.config import model_config
-from tinydet.model.detect import detect, model_anchors
+from tinydet.model.detect import best_pairs, detect, model_anchors
 from tinydet.model.efficientdet import Outputs
 from tinydet.ops.anchors import anchors as plain_anchors
 from tinydet.ops.boxes import decode, iou, swap_xy
@@ -203,3 +203,24 @@ def test_model_anchors():
     assert torch.equal(model_anchors(config, (33, 70)), plain_anchors((33, 70), **expected))
     assert len(own) == 4 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
     assert model_anchors(config, device="meta").is_meta
+
+
+@given(
+    anchors=st.integers(1, 60),
+    classes=st.integers(1, 12),
+    count=st.integers(1, 200),
+    threshold=st.sampled_from([0.0, 0.21, 0.53, 0.91]),
+    step=st.sampled_from([0.5, 1e-6]),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=200, deadline=None)
+def test_best_pairs_are_the_top_of_all(anchors, classes, count, threshold, step, seed):
+    """Any of equal scores may be among them, so the scores must be the same, and each its pair's own."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(anchors, classes, generator=generator) / step).round() * step
+    score, row, label = best_pairs(logits, count, score_threshold=threshold)
+    expected = logits.flatten().topk(min(count, logits.numel())).values.sigmoid()
+    torch.testing.assert_close(score, expected[expected >= threshold])
+    torch.testing.assert_close(logits[row, label].sigmoid(), score)
+    assert len(set(zip(row.tolist(), label.tolist(), strict=True))) == len(score)
+

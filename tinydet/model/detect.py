@@ -77,13 +77,9 @@ def detect(
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in outputs)
-    classes = logits.shape[-1]
-    best, order = logits.flatten(1).topk(min(candidates, logits[0].numel()))  # [B candidates]
     found = []
-    for i, (score, index) in enumerate(zip(best.sigmoid(), order, strict=True)):
-        index = index[score >= score_threshold]
-        score = score[: len(index)]
-        row, label = index // classes, index % classes
+    for i in range(len(logits)):
+        score, row, label = best_pairs(logits[i], candidates, score_threshold=score_threshold)
         boxes = decode(deltas[i, row], anchors[row])
         if scales is not None:
             boxes = boxes / scales[i]
@@ -96,3 +92,28 @@ def detect(
             keep, score = soft_nms(boxes, score, label, score_threshold=score_threshold, max_detections=max_detections)
         found.append(Detections(boxes[keep], score, label[keep]))
     return found
+
+
+def best_pairs(logits: Tensor, count: int, *, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of anchor and class with the best scores: `logits.flatten().topk(count)` without sorting them all.
+
+    The best classes of the `count` best anchors are `count` pairs, so that no pair that scores less than all of them
+    can be among the best.
+
+    Args:
+        logits: float[A K].
+        count: of pairs, at most.
+        score_threshold: pairs with lower scores are left out.
+
+    Returns:
+        float[P], int64[P], int64[P]: score, anchor and class of each pair, best first.
+    """
+    best = logits.amax(1)
+    bar = best.topk(count).values[-1] if count <= len(best) else -torch.inf
+    rows = ((best >= bar) & (best.sigmoid() >= score_threshold)).nonzero()[:, 0]
+    some = logits[rows]
+    row, label = (some >= bar).nonzero().unbind(1)
+    value, order = some[row, label].topk(min(count, len(row)))
+    score = value.sigmoid()
+    order = order[score >= score_threshold]
+    return score[: len(order)], rows[row[order]], label[order]

@@ -16,9 +16,9 @@ def nms(
 ) -> Tensor:
     """Greedy suppression: the best box stays, what overlaps it by more than the threshold goes, and so on.
 
-    Exact for any boxes, in plain tensor operations, with memory of 256 N. Each block of the 256 best boxes left
-    settles itself by iterating keep_j = not any_{i < j} (keep_i and i suppresses j), whose only fixed point is the
-    greedy answer, and then suppresses among the rest.
+    Exact for any boxes, in plain tensor operations, with memory of 256 D. Block by block the 256 next best boxes lose
+    those that a kept one suppresses, and settle the rest by iterating keep_j = not any_{i < j} (keep_i and i suppresses
+    j), whose only fixed point is the greedy answer. With `max_detections`, blocks that cannot matter are not looked at.
 
     Args:
         boxes: float[N 4], xyxy in any frame, negative coordinates too; an empty box overlaps nothing.
@@ -30,19 +30,18 @@ def nms(
     Returns:
         int64[D]: rows that stay, best first.
     """
-    block = 256
-    waiting = scores.argsort(descending=True, stable=True)
-    kept: list[Tensor] = [waiting[:0]]
-    while len(waiting) and (max_detections is None or sum(map(len, kept)) < max_detections):
-        head, waiting = waiting[:block], waiting[block:]
-        inner = _suppresses(head, head, boxes, labels, iou_threshold).triu(1)
-        keep = torch.ones_like(head, dtype=torch.bool)
+    order = scores.argsort(descending=True, stable=True)
+    kept = order[:0]
+    for block in order.split(256):
+        if max_detections is not None and len(kept) >= max_detections:
+            break
+        block = block[~_suppresses(kept, block, boxes, labels, iou_threshold).any(0)]
+        inner = _suppresses(block, block, boxes, labels, iou_threshold).triu(1)
+        keep = torch.ones_like(block, dtype=torch.bool)
         while not torch.equal(keep, settled := ~(inner & keep[:, None]).any(0)):
             keep = settled
-        head = head[keep]
-        kept.append(head)
-        waiting = waiting[~_suppresses(head, waiting, boxes, labels, iou_threshold).any(0)]
-    return torch.cat(kept)[:max_detections]
+        kept = torch.cat([kept, block[keep]])
+    return kept[:max_detections]
 
 
 def _suppresses(a: Tensor, b: Tensor, boxes: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
