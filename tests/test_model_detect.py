@@ -223,4 +223,3 @@ def test_best_pairs_are_the_top_of_all(anchors, classes, count, threshold, step,
     torch.testing.assert_close(score, expected[expected >= threshold])
     torch.testing.assert_close(logits[row, label].sigmoid(), score)
     assert len(set(zip(row.tolist(), label.tolist(), strict=True))) == len(score)
-

@@ -13,8 +13,16 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
-# Each is applied to a tensor that nothing else reads, so relu6, whose gradient needs only its output, may overwrite it.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": partial(F.relu6, inplace=True)}
+def _overwriting_swish(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+# Each is applied to a tensor that nothing else reads, so it may be overwritten: by relu6, whose gradient needs only its
+# output, always, by swish where there is no gradient.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": _overwriting_swish,
+    "relu6": partial(F.relu6, inplace=True),
+}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -53,8 +61,15 @@ class Conv(nn.Conv2d):
         """float[B C H W] -> float[B C' ceil(H/stride) ceil(W/stride)]."""
         if not self.pads_right:
             return super().forward(x)
-        x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        kernel_size, stride = self.kernel_size[0], self.stride[0]
+        if torch.is_grad_enabled():
+            x = pad_same(x, kernel_size, stride)
+            return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        # Padding alike on both sides, and zeros in front of the kernel where there is one pixel too many: the picture
+        # is not copied. The gradient of the larger kernel would cost more than the copy.
+        (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
+        weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+        return F.conv2d(x, weight, self.bias, self.stride, padding=(bottom, right), groups=self.groups)
 
 
 NORM_DECAY = 0.99
