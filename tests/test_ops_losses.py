@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import tinydet.ops.losses
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.boxes import swap_xy
 from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
@@ -237,3 +238,69 @@ def test_reference_curves(data):
         torch.testing.assert_close(loss, data[name], rtol=1e-5, atol=1e-5)
     error = data["huber_error"]
     torch.testing.assert_close(huber_loss(error, torch.zeros_like(error)), data["huber_value"], rtol=1e-5, atol=1e-6)
+
+
+# The gradient along with the value
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    shape=st.sampled_from([(1, 1, 1), (2, 7, 3), (3, 50, 1), (1, 300, 5)]),
+    gamma=st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.7]),
+    alpha=st.sampled_from([0.1, 0.25, 0.9]),
+    spread=st.sampled_from([1.0, 30.0]),
+    chunk=st.sampled_from([1, 16, 1 << 17]),
+)
+@settings(max_examples=60, deadline=None)
+def test_once_is_the_same(seed, shape, gamma, alpha, spread, chunk):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    deltas, targets = (torch.randn(*shape[:2], 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    deltas.requires_grad_()
+    labels = torch.randint(IGNORE, shape[-1], shape[:2], generator=generator)
+    before = logits.detach().clone(), labels.clone()
+
+    def value_and_gradients(once):
+        losses = detection_loss(logits, deltas, labels, targets, alpha=alpha, gamma=gamma, once=once)
+        return losses, torch.autograd.grad(3 * losses.total, (logits, deltas))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tinydet.ops.losses, "CHUNK", chunk)
+        losses, gradients = value_and_gradients(once=True)
+    expected, slow = value_and_gradients(once=False)
+    torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients, slow, rtol=1e-9, atol=1e-12)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_once_in_single_precision_at_the_ends():
+    """Sure and right, sure and wrong, and neither: float32 against the definition in float64."""
+    logits = torch.tensor([-300.0, -90, -20, -5, 0, 5, 20, 90, 300]).repeat(3, 1)[None]
+    labels = torch.tensor([[BACKGROUND, 4, IGNORE]])
+
+    def value_and_gradient(x, once):
+        x = x.clone().requires_grad_()
+        zeros = torch.zeros(1, 3, 4, dtype=x.dtype)
+        value = detection_loss(x, zeros, labels, zeros, once=once).classification
+        return value.detach().double(), torch.autograd.grad(value, x)[0].double()
+
+    torch.testing.assert_close(
+        value_and_gradient(logits, True), value_and_gradient(logits.double(), False), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_once_is_once():
+    logits, zeros = torch.zeros(1, 2, 3, requires_grad=True), torch.zeros(1, 2, 4)
+    labels = torch.tensor([[0, BACKGROUND]])
+    total = detection_loss(logits, zeros, labels, zeros, once=True).total
+    (gradient,) = torch.autograd.grad(total.square(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_once_leaves_smoothing_to_the_definition():
+    logits, zeros = torch.randn(1, 4, 3), torch.zeros(1, 4, 4)
+    labels = torch.tensor([[0, BACKGROUND, IGNORE, 2]])
+    one, other = (detection_loss(logits, zeros, labels, zeros, smoothing=0.1, once=once) for once in (False, True))
+    assert one == other

@@ -70,7 +70,7 @@ def train_step(
     def loss(params: Tensors) -> tuple[Tensor, tuple[Losses, Tensors]]:
         every = {**state.params, **params}
         outputs, buffers = apply(model, every, state.buffers, images, train=True, frozen=frozen)
-        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas, once=True)
         return losses.total, (Losses(*(term.detach() for term in losses)), buffers)
 
     (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(trainable(state.params, frozen))
