@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinydet.model.layers import ACTIVATIONS, BatchNorm, Conv, drop_path, initialise
 
@@ -66,8 +68,11 @@ class SqueezeExcite(nn.Module):
         self.excite = Conv(squeezed, channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> the same."""
-        return x * self.excite(self.activation(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
+        """float[B C H W] -> the same, in the memory of x where there is no gradient."""
+        mean = x.mean((2, 3))  # on maps of one pixel a linear layer is several times as fast as a convolution
+        squeezed = self.activation(F.linear(mean, self.squeeze.weight.flatten(1), self.squeeze.bias))
+        gate = F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()[..., None, None]
+        return x * gate if torch.is_grad_enabled() else x.mul_(gate)
 
 
 class MBConv(nn.Module):
