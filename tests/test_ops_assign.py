@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tinydet.ops.assign
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.anchors import anchors
-from tinydet.ops.assign import assign, assign_batch
+from tinydet.ops.assign import assign, assign_batch, assign_nearby
 from tinydet.ops.boxes import decode, encode, swap_xy
 
 # Four anchors for the rules: a square, its upper half, the square and as much below, and one apart.
@@ -198,8 +199,9 @@ def ground_truth(draw):
 
 
 @settings(deadline=None, max_examples=60)
-@given(ground_truth(), st.sampled_from([0.3, 0.5, 0.75]))
-def test_assign_is_its_plain_transcription(truth, iou_threshold):
+@given(ground_truth(), st.sampled_from([0.3, 0.5, 0.75]), st.sampled_from([1, 7, 64, 512]))
+def test_assign_is_its_plain_transcription(truth, iou_threshold, block):
+    """And whoever looks only nearby finds the same, in blocks of any size."""
     rows, labels = truth
     set_of_anchors = anchors((32, 48), octaves=2, dtype=torch.float64)
     boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
@@ -209,6 +211,13 @@ def test_assign_is_its_plain_transcription(truth, iou_threshold):
     assert result.labels.tolist() == targets
     assert result.deltas.dtype == torch.float64
     np.testing.assert_allclose(result.deltas, deltas, rtol=0, atol=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tinydet.ops.assign, "BLOCK", block)
+        nearby = assign_nearby(
+            boxes[None], torch.tensor(labels, dtype=torch.int64)[None], set_of_anchors, iou_threshold=iou_threshold
+        )
+    for got, expected in zip(nearby, result, strict=True):
+        assert torch.equal(got[0], expected)
 
 
 # Batches
@@ -231,6 +240,7 @@ def test_a_batch_is_its_pictures(pictures, rows):
 
     each = [one(b, t) for b, t in zip(boxes, labels, strict=True)]
     for result in (
+        assign_nearby(boxes, labels, set_of_anchors, iou_threshold=0.4),
         assign_batch(boxes, labels, set_of_anchors, iou_threshold=0.4),
         torch.func.vmap(one)(boxes, labels),
         torch.func.vmap(one, chunk_size=2)(boxes, labels),

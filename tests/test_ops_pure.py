@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import tinydet.ops
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.anchors import anchors, coverage, feature_sizes
-from tinydet.ops.assign import assign, assign_batch
+from tinydet.ops.assign import assign, assign_batch, assign_nearby
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -83,6 +83,11 @@ OTHER = {
     "feature_sizes": (feature_sizes, (16, 24)),
     "anchors": (partial(anchors, dtype=torch.float64), (16, 24)),
     "assign_batch": (assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
+    "assign_nearby": (assign_nearby, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
+    "detection_loss, once": (
+        partial(detection_loss, once=True),
+        *(values(3, 5, 3), values(3, 5, 4), LABELS.repeat(3, 1), values(3, 5, 4)),
+    ),
     "nms": (nms, boxes(40), values(40), torch.arange(40) % 2),
     "soft_nms": (soft_nms, boxes(40), values(40).abs(), torch.arange(40) % 2),
     "soft_nms, linear": (partial(soft_nms, method="linear"), boxes(40), values(40).abs(), torch.arange(40) % 2),

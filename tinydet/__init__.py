@@ -10,10 +10,11 @@ from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.efficientdet import EfficientDet, Outputs
 from tinydet.model.functional import apply, ema_update, normalize, state, value_and_grad
+from tinydet.model.fuse import fuse, fused_skeleton
 from tinydet.model.heads import BoxNet, ClassNet
 from tinydet.model.layers import SeparableConvBlock, swish
 from tinydet.ops.anchors import anchors, coverage
-from tinydet.ops.assign import Targets, assign, assign_batch
+from tinydet.ops.assign import Targets, assign, assign_batch, assign_nearby
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -80,6 +81,7 @@ __all__ = [
     "area",
     "assign",
     "assign_batch",
+    "assign_nearby",
     "clip",
     "coverage",
     "cxcywh_to_xyxy",
@@ -90,6 +92,8 @@ __all__ = [
     "encode",
     "fit_weights",
     "focal_loss",
+    "fuse",
+    "fused_skeleton",
     "huber_loss",
     "intersection",
     "iou",

@@ -17,7 +17,7 @@ from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, apply, normalize
 from tinydet.model.fuse import fuse, fused_skeleton
-from tinydet.ops.assign import assign_batch
+from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import Losses, detection_loss
 from tinydet.weights.formats import Weights
 from tinydet.weights.load import with_classes
@@ -55,7 +55,7 @@ def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, con
             anchors = model_anchors(config, (height, width), device=device)
         images = normalize(batch.images.to(device), mean=config.mean, std=config.std)
         outputs, _ = apply(model, params, {}, images)
-        targets = assign_batch(batch.boxes.to(device), batch.labels.to(device), anchors)
+        targets = assign_nearby(batch.boxes.to(device), batch.labels.to(device), anchors)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(images)
         count += len(images)

@@ -13,7 +13,7 @@ from tinydet.errors import InputError
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors, apply, ema_update, normalize, value_and_grad
 from tinydet.model.layers import NORM_DECAY, BatchNorm
-from tinydet.ops.assign import assign_batch
+from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import Losses, detection_loss
 
 # Peak learning rate, the pictures in a batch that it is for, the power of the batch that it grows with, weight decay.
@@ -65,7 +65,7 @@ def train_step(
     """
     config = model.config
     images = normalize(batch.images, mean=config.mean, std=config.std)
-    targets = assign_batch(batch.boxes, batch.labels, anchors)
+    targets = assign_nearby(batch.boxes, batch.labels, anchors)
 
     def loss(params: Tensors) -> tuple[Tensor, tuple[Losses, Tensors]]:
         every = {**state.params, **params}
