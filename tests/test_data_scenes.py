@@ -320,3 +320,9 @@ def test_scenery_is_drawn_and_never_labelled():
         thing = Thing("", clutter(rng), 0.0, 15.0, -np.pi / 2)
         assert pixels_alone(thing, CAMERA, light).sum() > 50
         assert paint_things(blank(CAMERA), [thing], CAMERA, light) == []
+
+
+def test_progress_counts_the_scenes(tmp_path):
+    calls = []
+    draw_scenes(tmp_path, train=2, val=1, size=(64, 128), progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]

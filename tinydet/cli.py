@@ -16,15 +16,7 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError
-from tinydet.options import (
-    Names,
-    Size,
-    choose_device,
-    class_map_option,
-    device_option,
-    model_option,
-    weights_option,
-)
+from tinydet.options import Names, Size, choose_device, class_map_option, device_option, model_option, weights_option
 
 
 @contextmanager
@@ -84,20 +76,24 @@ def erase(bar: Any) -> None:
 
 
 @contextmanager
-def download_bar() -> Iterator[Callable[[int, int | None], None]]:
-    """What shows on stderr how far a download is, once there is one."""
+def counting(text: Callable[[int], str]) -> Iterator[Callable[[int, int | None], None]]:
+    """What shows on stderr how far something is that counts up, once it does; `text` is beside the bar."""
     bar: Any = None
 
     def show(done: int, total: int | None) -> None:
         nonlocal bar
-        if bar is None:
-            bar = progress(total or 0, show=lambda megabytes: megabytes and f"downloading, {megabytes} MB")
-        bar.update(done - bar.pos, f"{done / 1e6:.1f}")
+        bar = bar or progress(total or 0, show=lambda said: said)
+        bar.update(done - bar.pos, text(done))
 
     try:
         yield show
     finally:
         erase(bar)
+
+
+def megabytes(done: int) -> str:
+    """How much of a download is there."""
+    return f"downloading, {done / 1e6:.1f} MB"
 
 
 def load(weights: str, *, model: str | None, device: str) -> Any:
@@ -110,7 +106,7 @@ def load(weights: str, *, model: str | None, device: str) -> Any:
         source = newest_weights() or "coco"
         if source == "coco":
             click.echo("note: no run in runs/; using a published detector of COCO's classes", err=True)
-    with download_bar() as downloading:
+    with counting(megabytes) as downloading:
         return load_detector(source, model=model, progress=downloading, device=choose_device(device))
 
 
@@ -131,7 +127,8 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
     """Draw street scenes to try things on, in KITTI's layout."""
     from tinydet.data.scenes import draw_scenes
 
-    draw_scenes(directory, train=train, val=val, seed=seed)
+    with counting(lambda done: f"{done} scenes") as drawing:
+        draw_scenes(directory, train=train, val=val, seed=seed, progress=drawing)
     click.echo(f"{train} training and {val} validation scenes in {directory}")
 
 
@@ -209,7 +206,7 @@ def train(
         typed = [n for n in options if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
         settings = resumed_settings(out, settings, fixed=["data", *typed])
     total, bar = 0, None
-    with download_bar() as downloading:
+    with counting(megabytes) as downloading:
         events = train(settings, out, resume=resume, device=device, progress=downloading)
         first = next(events)
     for event in chain([first], events):

@@ -1,7 +1,7 @@
 """A small data set of drawn street scenes in KITTI's layout: something to learn from when there is nothing at hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,7 @@ def draw_scenes(
     val: int = 60,
     seed: int = 0,
     size: tuple[int, int] = (375, 1242),
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Draw street scenes into a folder, as KITTI lays out its own; the same arguments give the same bytes.
 
@@ -65,6 +66,7 @@ def draw_scenes(
         val: number of frames listed in ImageSets/val.txt, those after them. Each frame is a scene of its own.
         seed: frame i depends on (seed, i) and the size only.
         size: height and width of the pictures.
+        progress: called after each with the number of scenes drawn and of all.
 
     Raises:
         InputError: the folder holds something else, or a number is out of range.
@@ -81,6 +83,8 @@ def draw_scenes(
         # JPEG, not PNG: a fifth of the bytes and of the time to write and to read, and the noise of a real camera
         picture.save(root / f"training/image_2/{index:06d}.jpg", quality=90)
         (root / f"training/label_2/{index:06d}.txt").write_text("".join(f"{line}\n" for line in lines), newline="\n")
+        if progress:
+            progress(index + 1, train + val)
     for split, frames in (("train", range(train)), ("val", range(train, train + val))):
         (root / f"ImageSets/{split}.txt").write_text("".join(f"{i:06d}\n" for i in frames), newline="\n")
 
