@@ -110,10 +110,10 @@ def best_pairs(logits: Tensor, count: int, *, score_threshold: float) -> tuple[T
     """
     best = logits.amax(1)
     bar = best.topk(count).values[-1] if count <= len(best) else -torch.inf
-    rows = ((best >= bar) & (best.sigmoid() >= score_threshold)).nonzero()[:, 0]
+    rows = (best >= bar).nonzero()[:, 0]
     some = logits[rows]
     row, label = (some >= bar).nonzero().unbind(1)
     value, order = some[row, label].topk(min(count, len(row)))
-    score = value.sigmoid()
+    score = value.sigmoid()  # of all: its last bit depends on how many there are, which the threshold must not decide
     order = order[score >= score_threshold]
     return score[: len(order)], rows[row[order]], label[order]
