@@ -76,5 +76,5 @@ def fuse(params: Tensors, buffers: Tensors, *, config: ModelConfig) -> Tensors:
         place = conv if _own(norm) else norm
         fused[f"{place}.weight"] = params[f"{conv}.weight"] * scale[:, None, None, None]
         fused[f"{place}.bias"] = shift * scale + params[f"{norm}.bias"]
-    wanted = dict(fused_skeleton(config).named_parameters())
-    return {name: fused[name] for name in wanted}
+    gone = {norm if _own(norm) else conv for norm, conv in before.items()}
+    return {name: tensor for name, tensor in fused.items() if name.rpartition(".")[0] not in gone}

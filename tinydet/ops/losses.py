@@ -139,8 +139,8 @@ def detection_loss(
         alpha, gamma, smoothing: of `focal_loss`.
         delta: of `huber_loss`.
         box_weight: of the box term in the total.
-        once: to be differentiated once, by autograd: the gradient by the logits comes with the value, in a tenth of the
-            time. torch.func and second derivatives need it off, smoothing too.
+        once: to be differentiated once, by autograd: the gradient by the logits comes with the value, in a quarter of
+            the time. torch.func and second derivatives need it off, smoothing too.
 
     Returns:
         Losses.

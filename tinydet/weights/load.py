@@ -76,12 +76,12 @@ def load_weights(source: str | PathLike[str], *, model: str | None = None, progr
     if model is not None and model not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}; got {model!r}")
     if source == "auto":
-        at_hand = published_at_hand("imagenet", model or "d0")  # if it is damaged, that is no reason to do without
+        model = model or "d0"
+        if at_hand := published_at_hand("imagenet", model):  # if it is damaged, that is no reason to do without
+            return load_weights(at_hand, model=model)
         try:
             return load_weights("imagenet", model=model, progress=progress)
         except InputError as error:
-            if at_hand:
-                raise
             warnings.warn(f"starts from random weights, because {error}", stacklevel=2)
             return load_weights("none", model=model)
     if source == "none":
@@ -167,14 +167,13 @@ def fit_weights(weights: Weights, config: ModelConfig, *, class_map: Mapping[str
     known = weights.config.classes if weights.params else ()
     classes = shared_classes(known, config.classes, class_map or {})
     params, buffers = state(EfficientDet(config))
-    given, same_classes = {**weights.params, **weights.buffers}, known == config.classes
-    replaced = {name for name in CLASS_HEAD if name in given and not same_classes}
-    fitted = {name: given.get(name, own) for name, own in {**params, **buffers}.items()}
-    if replaced:
-        rows = [(config.classes.index(new), known.index(old)) for new, old in classes.items()]
-        for name in replaced:
-            fitted[name] = _with_rows(params[name], given[name], rows, shape=(len(config.classes), len(known)))
-    for name, own in {**params, **buffers}.items():
+    fresh, given = {**params, **buffers}, {**weights.params, **weights.buffers}
+    replaced = {name for name in CLASS_HEAD if name in given and known != config.classes}
+    fitted = {name: given.get(name, own) for name, own in fresh.items()}
+    rows = [(config.classes.index(new), known.index(old)) for new, old in classes.items()]
+    for name in replaced:
+        fitted[name] = _with_rows(fresh[name], given[name], rows, shape=(len(config.classes), len(known)))
+    for name, own in fresh.items():
         if fitted[name].shape != own.shape:
             raise InputError(f"{name} has shape {tuple(fitted[name].shape)}, {config.name} needs {tuple(own.shape)}")
     report = Report(
@@ -183,7 +182,7 @@ def fit_weights(weights: Weights, config: ModelConfig, *, class_map: Mapping[str
         replaced={name: weights.origins[name] for name in fitted if name in replaced},
         new=tuple(name for name in fitted if name not in given),
         left_out=weights.unused,
-        classes=classes if "class_net.predict.pointwise.weight" in given else {},
+        classes=classes if CLASS_HEAD[0] in given else {},
     )
     return Fitted({name: fitted[name] for name in params}, {name: fitted[name] for name in buffers}, report)
 
