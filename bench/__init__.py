@@ -1,0 +1,1 @@
+"""How fast tinydet is on this machine, beside others: see `bin/bench --help`."""

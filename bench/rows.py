@@ -1,0 +1,209 @@
+"""The rows of the table: who is measured, at what, how often."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+PEERS = ("effdet", "torchvision", "ONNX Runtime")
+"""The columns beside tinydet's; contestants that have none are named below the table."""
+
+
+class Entry(NamedTuple):
+    """One contestant at one case; several of a contestant are its ways, of which the fastest counts."""
+
+    contestant: str
+    case: str
+    """MODULE:NAME, in this package, of a function that prepares and returns the function to time."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    way: str = ""
+    worker: str = ""
+    """Whose process runs it, where that is not the contestant's own."""
+    thorough: bool = False
+    """Whether --quick leaves it out."""
+
+
+class Row(NamedTuple):
+    """A measurement of all its entries in turns."""
+
+    name: str
+    about: str
+    entries: tuple[Entry, ...]
+    unit: str = "ms"
+    """Of the result: "ms" or "s" of one call, or something "/s", of which one call does `pieces`."""
+    pieces: float = 1
+    rounds: int = 15
+    quick_rounds: int = 9
+    """With --quick; 0 leaves the row out."""
+    warmup: int = 3
+    threads: int | None = None
+    """Where it is not what --threads says."""
+    peak: bool = False
+    """Whether peak memory is another row; each contestant then has a fresh process."""
+
+
+STEP = {"batch": 4, "objects": 20}
+FRAMES = {"frames": 3769}
+
+
+def rows(scratch: Path) -> list[Row]:
+    """All rows; what their cases write and share lies in the folder `scratch`."""
+    exported = Entry("ONNX Runtime", "of_onnxruntime:forward", {"path": str(scratch / "d0.onnx")})
+    return [imports(), *predictions(exported), *steps(), evaluation(), *pictures(scratch)]
+
+
+def imports() -> Row:
+    """A new process that imports a package."""
+    modules = {"tinydet": "tinydet", **{name: name for name in PEERS[:2]}, "ONNX Runtime": "onnxruntime"}
+    entries = [Entry(name, "imports:fresh", {"module": module}) for name, module in modules.items()]
+    entries.append(Entry("torch", "imports:fresh", {"module": "torch"}, worker="tinydet"))
+    about = "a new Python that imports the package and ends; torch: nothing else, which no detector on it can be below"
+    return Row("import", about, tuple(entries), unit="s", rounds=9, quick_rounds=3, warmup=1)
+
+
+def predictions(exported: Entry) -> list[Row]:
+    """From a picture's tensor, or the network's outputs, to detections."""
+    bare = "ONNX Runtime: the network alone, as effdet exports it"
+    drawn = "logits from N(-4.6, 1), deltas from N(0, .1); the best 5000 of 49,104 x 90 to 100 detections"
+    formats = ("channels_last", "contiguous_format")
+    ours, torchvision = (f"{module}:post_process" for module in ("ours", "of_torchvision"))
+    return [
+        Row(
+            "predict",
+            f"a prepared picture to 100 detections, eager; {bare}",
+            (
+                Entry("tinydet", "ours:predict"),
+                *(Entry("effdet", "of_effdet:predict", {"memory_format": x}, way=x) for x in formats),
+                exported,
+            ),
+        ),
+        Row(
+            "compiled predict",
+            f"the same with the network compiled; {bare}",
+            (
+                Entry("tinydet", "ours:predict", {"compiled": True}),
+                Entry("effdet", "of_effdet:predict", {"compiled": True}, thorough=True),
+                exported,
+            ),
+        ),
+        Row(
+            "post-processing, hard",
+            f"{drawn}; torchvision: topk, BoxCoder, batched_nms",
+            (
+                Entry("tinydet", ours, {"method": "hard"}),
+                Entry("effdet", "of_effdet:post_process", {"method": "hard"}),
+                Entry("torchvision", torchvision, {"method": "hard"}),
+            ),
+        ),
+        Row(
+            "post-processing, soft",
+            f"{drawn}, Gaussian, down to a score of .001",
+            (
+                Entry("tinydet", ours, {"method": "soft"}),
+                Entry("effdet", "of_effdet:post_process", {"method": "soft"}),
+            ),
+        ),
+    ]
+
+
+def steps() -> list[Row]:
+    """A step of training, and the parts of it that are no network."""
+    modules = {"tinydet": "ours", "effdet": "of_effdet", "torchvision": "of_torchvision"}
+    return [
+        Row(
+            "training step",
+            "batch 4, 20 boxes a picture, AdamW; tinydet's also normalises the pictures and averages the weights",
+            (
+                Entry("tinydet", "ours:train", STEP),
+                Entry("effdet", "of_effdet:train", STEP, way="channels_last"),
+            ),
+            rounds=9,
+            quick_rounds=3,
+            warmup=2,
+            peak=True,
+        ),
+        Row(
+            "loss",
+            "batch 4, value and gradient by logits and deltas; torchvision: one-hot targets, sigmoid_focal_loss, "
+            "huber_loss",
+            (
+                Entry("tinydet", "ours:loss", STEP),
+                *(Entry("effdet", "of_effdet:loss", {**STEP, "jit": jit}, way=f"{jit=}") for jit in (False, True)),
+                Entry("torchvision", "of_torchvision:loss", STEP),
+            ),
+        ),
+        *(
+            Row(
+                f"assignment of {objects}",
+                f"batch 4, {objects} boxes a picture to labels and deltas of 49,104 anchors; torchvision: box_iou, "
+                "Matcher, BoxCoder",
+                tuple(
+                    Entry(name, f"{module}:assign", {"batch": 4, "objects": objects})
+                    for name, module in modules.items()
+                ),
+            )
+            for objects in (20, 100)
+        ),
+    ]
+
+
+def evaluation() -> Row:
+    """Average precision of a split's detections."""
+    about = "KITTI's AP of 3,769 frames with 7 objects and 50 detections; faster-coco-eval: COCO's, another metric"
+    entries = (
+        Entry("tinydet", "ours:kitti_evaluation", FRAMES),
+        Entry("faster-coco-eval", "of_coco:evaluation", FRAMES, thorough=True),
+    )
+    return Row("KITTI evaluation", about, entries, unit="s", rounds=9, warmup=1, threads=1)
+
+
+def pictures(scratch: Path) -> list[Row]:
+    """From files to batches, and from files to files."""
+    folder = str(scratch / "scenes")
+    loading = {"folder": folder, "size": (256, 896), "pictures": 24}
+    verb = {"folder": folder, "out": str(scratch / "out"), "pictures": 8}
+    return [
+        Row(
+            "training input",
+            "JPEGs of 1242x375 read and augmented to batches of 256x896 by one worker with one thread; torchvision: "
+            "transforms.v2 with like operations; effdet's own do not recolour",
+            (
+                Entry("tinydet", "ours:training_input", loading),
+                Entry("effdet", "of_effdet:training_input", loading),
+                Entry("torchvision", "of_torchvision:training_input", loading),
+            ),
+            unit="pictures/s",
+            pieces=24,
+            warmup=1,
+            threads=1,
+        ),
+        Row(
+            "predict a folder",
+            "the whole verb, JPEGs of 1242x375 to drawn ones, ten boxes each; the network alone beside it",
+            (
+                Entry("tinydet", "ours:predict_folder", verb),
+                Entry("the network alone", "ours:bare_network", {"pictures": 8}, worker="tinydet"),
+            ),
+            unit="pictures/s",
+            pieces=8,
+            rounds=9,
+            quick_rounds=3,
+            warmup=1,
+        ),
+    ]
+
+
+def chosen(rows: list[Row], names: tuple[str, ...], *, quick: bool) -> list[Row]:
+    """The rows whose names begin with any of these, all where there are none; if `quick`, with fewer rounds.
+
+    Raises:
+        ValueError: no row's name begins so.
+    """
+    for name in names:
+        if not any(row.name.startswith(name) for row in rows):
+            raise ValueError(f"no row begins with {name!r}; rows: {', '.join(row.name for row in rows)}")
+    found = [row for row in rows if not names or row.name.startswith(names)]
+    if not quick:
+        return found
+    short = [row._replace(entries=tuple(entry for entry in row.entries if not entry.thorough)) for row in found]
+    return [row._replace(rounds=row.quick_rounds) for row in short if row.quick_rounds]
