@@ -26,6 +26,7 @@ from tinydet.ops.boxes import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
+from tinydet.ops.depthwise import depthwise_conv
 from tinydet.ops.fusion import METHODS, weighted_fusion
 from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
 from tinydet.ops.nms import nms, soft_nms
@@ -72,6 +73,7 @@ SMOOTH = {
     "focal_loss": (focal_loss, values(3, 5, 3), LABELS.repeat(3, 1)),
     "focal_loss, smooth": (partial(focal_loss, gamma=2.0, smoothing=0.1), values(3, 5, 3), LABELS.repeat(3, 1)),
     "huber_loss": (partial(huber_loss, delta=0.7), values(3, 5, 4), values(3, 5, 4)),
+    "depthwise_conv": (partial(depthwise_conv, padding=2), values(3, 1, 2, 4, 5), values(3, 2, 1, 5, 5)),
     "detection_loss": (detection_loss, values(3, 5, 3), values(3, 5, 4), LABELS.repeat(3, 1), values(3, 5, 4)),
     **{
         f"weighted_fusion, {method}": (partial(fuse, method=method), *values(3, 3, 2, 4, 4), values(3, 3).abs())

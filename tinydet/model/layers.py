@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinydet.ops.depthwise import depthwise_conv
+
 
 def swish(x: Tensor) -> Tensor:
     """x * sigmoid(x). float[...] -> float[...]. Reference: Ramachandran et al., Searching for Activation Functions."""
@@ -59,17 +61,19 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> float[B C' ceil(H/stride) ceil(W/stride)]."""
-        if not self.pads_right:
-            return super().forward(x)
         kernel_size, stride = self.kernel_size[0], self.stride[0]
-        if torch.is_grad_enabled():
-            x = pad_same(x, kernel_size, stride)
-            return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
-        # Padding alike on both sides, and zeros in front of the kernel where there is one pixel too many: the picture
-        # is not copied. The gradient of the larger kernel would cost more than the copy.
-        (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
-        weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
-        return F.conv2d(x, weight, self.bias, self.stride, padding=(bottom, right), groups=self.groups)
+        padding = kernel_size // 2
+        if self.pads_right and not torch.is_grad_enabled():
+            # Padding alike on both sides, and zeros in front of the kernel where there is one pixel too many: the
+            # picture is not copied. The gradient of the larger kernel would cost more than the copy.
+            (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
+            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+            return F.conv2d(x, weight, self.bias, stride, (bottom, right), groups=self.groups)
+        if self.pads_right:
+            x, padding = pad_same(x, kernel_size, stride), 0
+        if self.bias is None and 1 < self.groups == len(self.weight):
+            return depthwise_conv(x, self.weight, stride=stride, padding=padding)
+        return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
 
 
 NORM_DECAY = 0.99
