@@ -6,42 +6,50 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import click
 
 from bench import report
 from bench.contestants import staff
+from bench.gpu import gpu_rows, shares
 from bench.measure import Result, measure
-from bench.rows import Row, chosen, rows
+from bench.rows import Row, chosen, rows, shortened
 
-PATIENCE = {True: 15.0, False: 300.0}
+PATIENCE = {True: 30.0, False: 300.0}
 """Seconds of turns that a row may take, with --quick and without."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("row", nargs=-1)
 @click.option("--peers", metavar="PYTHON", help="Of an environment with effdet, torchvision, onnx and onnxruntime.")
-@click.option("--quick", is_flag=True, help="Two minutes: the long rows have fewer rounds, compiling is left out.")
-@click.option("--threads", default=2, show_default=True, help="Of each contestant.")
-@click.option("--json", "file", type=click.File("w"), help="Write the figures there; - for stdout, without the table.")
-def main(row: tuple[str, ...], peers: str | None, quick: bool, threads: int, file: TextIO | None) -> None:
-    """How fast tinydet is on this machine, beside others. ROW: only rows whose names begin so."""
+@click.option("--quick", is_flag=True, help="Two minutes: fewer rounds, and only the likely ways of others.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="Of each contestant.")
+@click.option(
+    "--json",
+    "file",
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True),
+    help="Write the figures there; - for stdout, in place of the table.",
+)
+def main(row: tuple[str, ...], peers: str | None, quick: bool, threads: int, file: str | None) -> None:
+    """How fast tinydet is on this machine, beside others. ROW: only rows of that name, or whose names begin so."""
     python = shutil.which(peers) if peers else None
     if peers and not python:
         raise click.BadParameter(f"{peers}: no such Python", param_hint="--peers")
     header = report.machine(threads)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            plan = chosen(rows(Path(scratch)), row, quick=quick)
+            full = chosen([*rows(Path(scratch)), *gpu_rows()], row)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="ROW") from None
+        plan = shortened(full) if quick else full
         # A virtual environment is known by its link: the path is made absolute, not resolved.
         results = run(plan, python and os.path.abspath(python), threads=threads, patience=PATIENCE[quick])
-    if file is None or file.name != "-":
-        print(header, report.table(results), report.LEGEND, report.remarks(results, plan), sep="\n\n")
+    results += shares(results)
+    if file != "-":
+        print(header, report.table(results), report.LEGEND, report.remarks(results, plan, full), sep="\n\n")
     if file is not None:
-        print(report.as_json(results, header=header), file=file)
+        with click.open_file(file, "w") as opened:
+            print(report.as_json(results, header=header), file=opened)
 
 
 def run(plan: Sequence[Row], peers: str | None, *, threads: int, patience: float) -> list[Result]:

@@ -63,6 +63,7 @@ def start(python: str, *, environment: Mapping[str, str]) -> Worker:
     try:
         return Worker(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes), log)
     except OSError as error:
+        log.close()
         raise Missing(f"{python}: {error.strerror}") from None
 
 
@@ -101,9 +102,14 @@ def last_line(log: IO[str]) -> str:
 
 def stop(worker: Worker) -> None:
     """End a worker and whatever it started."""
-    if worker.process.poll() is None:
-        os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
+    process = worker.process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for file in (process.stdin, process.stdout, worker.log):
+        with suppress(OSError):  # what it died too early to read
+            if file is not None:
+                file.close()
 
 
 @contextmanager
@@ -117,7 +123,9 @@ def staff(peers: str | None, *, threads: int) -> Iterator[Callable[[str], Worker
     workers: dict[str, Worker] = {}
 
     def hire(name: str) -> Worker:
-        if name not in workers or workers[name].process.poll() is not None:
+        if name in workers and workers[name].process.poll() is not None:
+            stop(workers.pop(name))
+        if name not in workers:
             python = sys.executable if name == OURS else peers
             if python is None:
                 raise Missing("no --peers PYTHON was given")

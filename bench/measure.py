@@ -1,5 +1,6 @@
 """Contestants in turns, and what came of it."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -55,15 +56,18 @@ def measure(row: Row, hire: Callable[[str], Worker], *, patience: float, say: Ca
             lost[number] = "not installed" if isinstance(error, Missing) else "failed", str(error)
             return []
 
+    began = time.monotonic()
     say(f"{row.name}: preparing")
     for number, entry in enumerate(row.entries):
-        say(f" {' '.join(filter(None, [entry.contestant, entry.way]))},")
-        prepare = {"prepare": str(number), "case": f"bench.{entry.case}", "options": dict(entry.options)}
+        say(f" {entry.contestant} {entry.way}".rstrip() + ",")
+        prepare = {"prepare": str(number), "case": entry.case, "options": dict(entry.options)}
         request(number, prepare, timeout=PREPARE)
     say(" in turns")
-    began = time.monotonic()
+    end = math.inf
     for turn in range(-row.warmup, row.rounds):
-        if turn >= FEWEST and time.monotonic() > began + patience:
+        if turn == 0:
+            end = time.monotonic() + patience
+        if turn >= FEWEST and time.monotonic() > end:
             break
         for number in range(len(row.entries)):
             if number not in lost:
@@ -75,7 +79,7 @@ def measure(row: Row, hire: Callable[[str], Worker], *, patience: float, say: Ca
     peaks = {number: request(number, {"peak": None}) for number in present if row.peak}
     for number in present:
         request(number, {"forget": None})
-    say("\n")
+    say(f" {time.monotonic() - began:.0f} s\n")
     contestants = dict.fromkeys(entry.contestant for entry in row.entries)
     return [
         *(summary(row, name, seconds, lost) for name in contestants),

@@ -1,6 +1,6 @@
 """The rows of the table: who is measured, at what, how often."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
     contestant: str
     case: str
-    """MODULE:NAME, in this package, of a function that prepares and returns the function to time."""
+    """MODULE:NAME of a function that prepares and returns the function to time."""
     options: Mapping[str, Any] = MappingProxyType({})
     way: str = ""
     worker: str = ""
@@ -48,32 +48,35 @@ FRAMES = {"frames": 3769}
 
 def rows(scratch: Path) -> list[Row]:
     """All rows; what their cases write and share lies in the folder `scratch`."""
-    exported = Entry("ONNX Runtime", "of_onnxruntime:forward", {"path": str(scratch / "d0.onnx")})
-    return [imports(), *predictions(exported), *steps(), evaluation(), *pictures(scratch)]
+    exported = Entry("ONNX Runtime", "bench.of_onnxruntime:forward", {"path": str(scratch / "d0.onnx")})
+    return [*predictions(exported), *steps(), evaluation(), *pictures(scratch), imports()]
 
 
 def imports() -> Row:
     """A new process that imports a package."""
     modules = {"tinydet": "tinydet", **{name: name for name in PEERS[:2]}, "ONNX Runtime": "onnxruntime"}
-    entries = [Entry(name, "imports:fresh", {"module": module}) for name, module in modules.items()]
-    entries.append(Entry("torch", "imports:fresh", {"module": "torch"}, worker="tinydet"))
+    entries = [Entry(name, "bench.imports:fresh", {"module": module}) for name, module in modules.items()]
+    entries.append(Entry("torch", "bench.imports:fresh", {"module": "torch"}, worker="tinydet"))
     about = "a new Python that imports the package and ends; torch: nothing else, which no detector on it can be below"
-    return Row("import", about, tuple(entries), unit="s", rounds=9, quick_rounds=3, warmup=1)
+    return Row("import", about, tuple(entries), unit="s", rounds=9, quick_rounds=3, warmup=0)
 
 
 def predictions(exported: Entry) -> list[Row]:
     """From a picture's tensor, or the network's outputs, to detections."""
     bare = "ONNX Runtime: the network alone, as effdet exports it"
     drawn = "logits from N(-4.6, 1), deltas from N(0, .1); the best 5000 of 49,104 x 90 to 100 detections"
-    formats = ("channels_last", "contiguous_format")
-    ours, torchvision = (f"{module}:post_process" for module in ("ours", "of_torchvision"))
+    formats = (("channels_last", False), ("contiguous_format", True))
+    ours, torchvision = (f"bench.{module}:post_process" for module in ("ours", "of_torchvision"))
     return [
         Row(
             "predict",
             f"a prepared picture to 100 detections, eager; {bare}",
             (
-                Entry("tinydet", "ours:predict"),
-                *(Entry("effdet", "of_effdet:predict", {"memory_format": x}, way=x) for x in formats),
+                Entry("tinydet", "bench.ours:predict"),
+                *(
+                    Entry("effdet", "bench.of_effdet:predict", {"memory_format": x}, way=x, thorough=t)
+                    for x, t in formats
+                ),
                 exported,
             ),
         ),
@@ -81,8 +84,8 @@ def predictions(exported: Entry) -> list[Row]:
             "compiled predict",
             f"the same with the network compiled; {bare}",
             (
-                Entry("tinydet", "ours:predict", {"compiled": True}),
-                Entry("effdet", "of_effdet:predict", {"compiled": True}, thorough=True),
+                Entry("tinydet", "bench.ours:predict", {"compiled": True}),
+                Entry("effdet", "bench.of_effdet:predict", {"compiled": True}, thorough=True),
                 exported,
             ),
         ),
@@ -91,7 +94,7 @@ def predictions(exported: Entry) -> list[Row]:
             f"{drawn}; torchvision: topk, BoxCoder, batched_nms",
             (
                 Entry("tinydet", ours, {"method": "hard"}),
-                Entry("effdet", "of_effdet:post_process", {"method": "hard"}),
+                Entry("effdet", "bench.of_effdet:post_process", {"method": "hard"}),
                 Entry("torchvision", torchvision, {"method": "hard"}),
             ),
         ),
@@ -100,7 +103,7 @@ def predictions(exported: Entry) -> list[Row]:
             f"{drawn}, Gaussian, down to a score of .001",
             (
                 Entry("tinydet", ours, {"method": "soft"}),
-                Entry("effdet", "of_effdet:post_process", {"method": "soft"}),
+                Entry("effdet", "bench.of_effdet:post_process", {"method": "soft"}),
             ),
         ),
     ]
@@ -114,12 +117,12 @@ def steps() -> list[Row]:
             "training step",
             "batch 4, 20 boxes a picture, AdamW; tinydet's also normalises the pictures and averages the weights",
             (
-                Entry("tinydet", "ours:train", STEP),
-                Entry("effdet", "of_effdet:train", STEP, way="channels_last"),
+                Entry("tinydet", "bench.ours:train", STEP),
+                Entry("effdet", "bench.of_effdet:train", STEP, way="channels_last"),
             ),
             rounds=9,
             quick_rounds=3,
-            warmup=2,
+            warmup=1,
             peak=True,
         ),
         Row(
@@ -127,9 +130,10 @@ def steps() -> list[Row]:
             "batch 4, value and gradient by logits and deltas; torchvision: one-hot targets, sigmoid_focal_loss, "
             "huber_loss",
             (
-                Entry("tinydet", "ours:loss", STEP),
-                *(Entry("effdet", "of_effdet:loss", {**STEP, "jit": jit}, way=f"{jit=}") for jit in (False, True)),
-                Entry("torchvision", "of_torchvision:loss", STEP),
+                Entry("tinydet", "bench.ours:loss", STEP),
+                Entry("effdet", "bench.of_effdet:loss", {**STEP, "jit": False}, way="eager"),
+                Entry("effdet", "bench.of_effdet:loss", {**STEP, "jit": True}, way="scripted", thorough=True),
+                Entry("torchvision", "bench.of_torchvision:loss", STEP),
             ),
         ),
         *(
@@ -138,7 +142,7 @@ def steps() -> list[Row]:
                 f"batch 4, {objects} boxes a picture to labels and deltas of 49,104 anchors; torchvision: box_iou, "
                 "Matcher, BoxCoder",
                 tuple(
-                    Entry(name, f"{module}:assign", {"batch": 4, "objects": objects})
+                    Entry(name, f"bench.{module}:assign", {"batch": 4, "objects": objects})
                     for name, module in modules.items()
                 ),
             )
@@ -151,10 +155,10 @@ def evaluation() -> Row:
     """Average precision of a split's detections."""
     about = "KITTI's AP of 3,769 frames with 7 objects and 50 detections; faster-coco-eval: COCO's, another metric"
     entries = (
-        Entry("tinydet", "ours:kitti_evaluation", FRAMES),
-        Entry("faster-coco-eval", "of_coco:evaluation", FRAMES, thorough=True),
+        Entry("tinydet", "bench.ours:kitti_evaluation", FRAMES),
+        Entry("faster-coco-eval", "bench.of_coco:evaluation", FRAMES, thorough=True),
     )
-    return Row("KITTI evaluation", about, entries, unit="s", rounds=9, warmup=1, threads=1)
+    return Row("KITTI evaluation", about, entries, unit="s", rounds=9, warmup=1)
 
 
 def pictures(scratch: Path) -> list[Row]:
@@ -168,9 +172,9 @@ def pictures(scratch: Path) -> list[Row]:
             "JPEGs of 1242x375 read and augmented to batches of 256x896 by one worker with one thread; torchvision: "
             "transforms.v2 with like operations; effdet's own do not recolour",
             (
-                Entry("tinydet", "ours:training_input", loading),
-                Entry("effdet", "of_effdet:training_input", loading),
-                Entry("torchvision", "of_torchvision:training_input", loading),
+                Entry("tinydet", "bench.ours:training_input", loading),
+                Entry("effdet", "bench.of_effdet:training_input", loading),
+                Entry("torchvision", "bench.of_torchvision:training_input", loading),
             ),
             unit="pictures/s",
             pieces=24,
@@ -178,11 +182,11 @@ def pictures(scratch: Path) -> list[Row]:
             threads=1,
         ),
         Row(
-            "predict a folder",
+            "folder of pictures",
             "the whole verb, JPEGs of 1242x375 to drawn ones, ten boxes each; the network alone beside it",
             (
-                Entry("tinydet", "ours:predict_folder", verb),
-                Entry("the network alone", "ours:bare_network", {"pictures": 8}, worker="tinydet"),
+                Entry("tinydet", "bench.ours:predict_folder", verb),
+                Entry("the network alone", "bench.ours:bare_network", {"pictures": 8}, worker="tinydet"),
             ),
             unit="pictures/s",
             pieces=8,
@@ -193,17 +197,22 @@ def pictures(scratch: Path) -> list[Row]:
     ]
 
 
-def chosen(rows: list[Row], names: tuple[str, ...], *, quick: bool) -> list[Row]:
-    """The rows whose names begin with any of these, all where there are none; if `quick`, with fewer rounds.
+def chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names, or whose names begin so; all of them where no name is given.
 
     Raises:
-        ValueError: no row's name begins so.
+        ValueError: there is none of some name.
     """
+    found: list[Row] = []
     for name in names:
-        if not any(row.name.startswith(name) for row in rows):
+        meant = [row for row in rows if row.name == name] or [row for row in rows if row.name.startswith(name)]
+        if not meant:
             raise ValueError(f"no row begins with {name!r}; rows: {', '.join(row.name for row in rows)}")
-    found = [row for row in rows if not names or row.name.startswith(names)]
-    if not quick:
-        return found
-    short = [row._replace(entries=tuple(entry for entry in row.entries if not entry.thorough)) for row in found]
-    return [row._replace(rounds=row.quick_rounds) for row in short if row.quick_rounds]
+        found += meant
+    return [row for row in rows if row in found] if names else rows
+
+
+def shortened(rows: list[Row]) -> list[Row]:
+    """The same for --quick: fewer rounds, and without what is thorough."""
+    kept = [row._replace(rounds=row.quick_rounds) for row in rows if row.quick_rounds]
+    return [row._replace(entries=tuple(entry for entry in row.entries if not entry.thorough)) for row in kept]
