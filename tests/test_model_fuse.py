@@ -1,14 +1,15 @@
 """Without its batch norms a model says what it said with them, and changes nothing of what it was given."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
 from tinydet.model.config import MODELS, ModelConfig, model_config
-from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.efficientdet import EfficientDet, Outputs
 from tinydet.model.functional import Tensors, apply, state
-from tinydet.model.fuse import fuse, fused_skeleton, norms_of
+from tinydet.model.fuse import fuse, fused_skeleton, network, norms_of
 from tinydet.model.layers import BatchNorm
 
 
@@ -67,3 +68,27 @@ def test_fused_weights_are_those_of_the_fused_skeleton() -> None:
     fused = fuse(*weights_of(config), config=config)
     shapes = {name: x.shape for name, x in fused_skeleton(config).named_parameters()}
     assert {name: x.shape for name, x in fused.items()} == shapes
+
+
+def both(**settings: bool) -> tuple[Outputs, Outputs]:
+    """What `network` says of two pictures, and what the model says; float32."""
+    config = model_config("lite0", num_channels=8, fpn_repeats=1, head_repeats=1, classes=("a",))
+    params, buffers = ({name: x.float() for name, x in part.items()} for part in weights_of(config))
+    images = torch.randn(2, 3, 64, 96)
+    found = network(params, buffers, config=config, **settings)(images)
+    with torch.no_grad():
+        expected, _ = apply(EfficientDet(config), params, buffers, images)
+    return found, expected
+
+
+def test_the_network_says_what_the_model_says_without_gradients() -> None:
+    found, expected = both()
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-3, atol=1e-3)
+    assert not any(x.requires_grad for x in found)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own
+def test_compiled_it_says_the_same() -> None:
+    found, expected = both(compile=True)
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-3, atol=1e-3)

@@ -15,8 +15,8 @@ from tinydet.errors import InputError
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.detect import Detections, detect, model_anchors
-from tinydet.model.functional import Tensors, apply, normalize
-from tinydet.model.fuse import fuse, fused_skeleton
+from tinydet.model.functional import Tensors, normalize
+from tinydet.model.fuse import network
 from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import Losses, detection_loss
 from tinydet.weights.formats import Weights
@@ -45,7 +45,7 @@ def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, con
         config: the model's.
     """
     device = next(iter(params.values())).device
-    model, params = fused_skeleton(config), fuse(params, buffers, config=config)
+    forward = network(params, buffers, config=config)
     detections: list[Detections] = []
     total, count = torch.zeros(3, dtype=torch.float64), 0
     anchors: Tensor | None = None
@@ -54,7 +54,7 @@ def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, con
             height, width = batch.images.shape[-2:]
             anchors = model_anchors(config, (height, width), device=device)
         images = normalize(batch.images.to(device), mean=config.mean, std=config.std)
-        outputs, _ = apply(model, params, {}, images)
+        outputs = forward(images)
         targets = assign_nearby(batch.boxes.to(device), batch.labels.to(device), anchors)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(images)

@@ -1,12 +1,34 @@
-"""Batch norms folded into the convolutions before them: for inference, the same function in fewer passes."""
+"""The network made for inference: the same function in fewer passes."""
+
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinydet.model.config import ModelConfig
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import Tensors
+from tinydet.model.efficientdet import EfficientDet, Outputs
+from tinydet.model.functional import Tensors, apply
 from tinydet.model.layers import BatchNorm, Conv
+
+
+def network(
+    params: Tensors, buffers: Tensors, *, config: ModelConfig, compile: bool = False
+) -> Callable[[Tensor], Outputs]:
+    """A detector as a function of pictures alone: without batch norms, and without gradients.
+
+    Args:
+        params, buffers: of `EfficientDet(config)`; they decide the device.
+        config: the model's.
+        compile: hand it to torch.compile: a minute when first called, and then faster; needs a C++ compiler on CPU.
+
+    Returns:
+        float[B 3 H W], normalised -> `Outputs`.
+    """
+    model, fused = fused_skeleton(config), fuse(params, buffers, config=config)
+    if compile:
+        model.load_state_dict(fused, assign=True)
+        return torch.inference_mode()(torch.compile(model))
+    return torch.inference_mode()(lambda images: apply(model, fused, {}, images)[0])
 
 
 def fused_skeleton(config: ModelConfig) -> EfficientDet:
