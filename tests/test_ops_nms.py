@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinydet.ops.nms import nms, soft_nms
+import tinydet.ops.nms
+from tinydet.ops.nms import nms, soft_nms, soft_nms_best
 
 
 def plain_nms(boxes, scores, labels, iou_threshold):
@@ -257,6 +258,30 @@ def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, method):
         first, first_lowered = soft_nms(boxes, scores, labels, method=method, max_detections=limit)
         assert torch.equal(first, keep[:limit])
         assert torch.equal(first_lowered, lowered[:limit])
+
+
+@settings(deadline=None, max_examples=40)
+@given(SEEDS, st.sampled_from([0, 1, 5, 20]), st.sampled_from([2, 15, 60]), st.booleans())
+def test_the_best_of_soft_are_the_first_of_all(seed, limit, field, by_class):
+    boxes, _, labels = tensors(*scene(seed, 200, field=field), torch.float64)
+    scores = torch.from_numpy(np.random.default_rng(seed).random(200) ** 3)
+    labels = labels if by_class else None
+    threshold = 0.01 if seed % 2 else 0.3
+    keep, lowered = soft_nms(boxes, scores, labels, max_detections=limit, score_threshold=threshold)
+    found, found_lowered = soft_nms_best(boxes, scores, labels, max_detections=limit, score_threshold=threshold)
+    assert torch.equal(found, keep)
+    torch.testing.assert_close(found_lowered, lowered, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("apart", "searches"), [(True, [40]), (False, [40, 200])])
+def test_the_best_of_soft_look_at_all_boxes_only_where_they_must(monkeypatch, apart, searches):
+    sizes = []
+    monkeypatch.setattr(
+        tinydet.ops.nms, "soft_nms", lambda boxes, *a, **k: sizes.append(len(boxes)) or soft_nms(boxes, *a, **k)
+    )
+    boxes = torch.tensor([0.0, 0, 10, 10]) + 20.0 * apart * torch.arange(200)[:, None]
+    soft_nms_best(boxes, torch.linspace(1, 0.5, 200), max_detections=10)
+    assert sizes == searches
 
 
 def test_soft_method_is_named():

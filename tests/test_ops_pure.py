@@ -29,7 +29,7 @@ from tinydet.ops.boxes import (
 from tinydet.ops.depthwise import depthwise_conv
 from tinydet.ops.fusion import METHODS, weighted_fusion
 from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
-from tinydet.ops.nms import nms, soft_nms
+from tinydet.ops.nms import nms, soft_nms, soft_nms_best
 
 # torch itself scripts a few decompositions when forward-mode derivatives are first asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")
@@ -92,6 +92,7 @@ OTHER = {
     ),
     "nms": (nms, boxes(40), values(40), torch.arange(40) % 2),
     "soft_nms": (soft_nms, boxes(40), values(40).abs(), torch.arange(40) % 2),
+    "soft_nms_best": (partial(soft_nms_best, max_detections=5), boxes(40), values(40).abs(), torch.arange(40) % 2),
     "soft_nms, linear": (partial(soft_nms, method="linear"), boxes(40), values(40).abs(), torch.arange(40) % 2),
 }
 

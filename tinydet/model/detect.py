@@ -9,7 +9,7 @@ from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import Outputs
 from tinydet.ops.anchors import anchors
 from tinydet.ops.boxes import clip, decode
-from tinydet.ops.nms import nms, soft_nms
+from tinydet.ops.nms import nms, soft_nms_best
 
 METHODS = ("hard", "soft")
 
@@ -89,7 +89,9 @@ def detect(
             keep = nms(boxes, score, label, iou_threshold=iou_threshold, max_detections=max_detections)
             score = score[keep]
         else:
-            keep, score = soft_nms(boxes, score, label, score_threshold=score_threshold, max_detections=max_detections)
+            keep, score = soft_nms_best(
+                boxes, score, label, score_threshold=score_threshold, max_detections=max_detections
+            )
         found.append(Detections(boxes[keep], score, label[keep]))
     return found
 
@@ -109,7 +111,7 @@ def best_pairs(logits: Tensor, count: int, *, score_threshold: float) -> tuple[T
         float[P], int64[P], int64[P]: score, anchor and class of each pair, best first.
     """
     best = logits.amax(1)
-    bar = best.topk(count).values[-1] if count <= len(best) else -torch.inf
+    bar = best.kthvalue(len(best) - count + 1).values if count <= len(best) else -torch.inf
     rows = (best >= bar).nonzero()[:, 0]
     some = logits[rows]
     row, label = (some >= bar).nonzero().unbind(1)
