@@ -41,7 +41,7 @@ def main(row: tuple[str, ...], peers: str | None, quick: bool, threads: int, fil
             full = chosen([*rows(Path(scratch)), *gpu_rows()], row)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="ROW") from None
-        plan = shortened(full) if quick else full
+        plan = shortened(full, named=bool(row)) if quick else full
         # A virtual environment is known by its link: the path is made absolute, not resolved.
         results = run(plan, python and os.path.abspath(python), threads=threads, patience=PATIENCE[quick])
     results += shares(results)

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import grad
 
 from bench import inputs
 from bench.devices import autocast, finished
 from tinydet.data.loader import Batch
-from tinydet.model.config import model_config
+from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.detect import detect, model_anchors
 from tinydet.model.efficientdet import EfficientDet, Outputs
-from tinydet.model.functional import apply, state
-from tinydet.model.fuse import fuse, fused_skeleton
+from tinydet.model.functional import state
+from tinydet.model.fuse import network
 from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import detection_loss
 from tinydet.step import State, make_optimizer, train_step
@@ -28,18 +29,14 @@ def predict(
 ) -> Call:
     """Pictures' tensors to their detections, as the verb does it."""
     config = model_config(model)
-    torch.manual_seed(0)
-    fused = fuse(*state(EfficientDet(config)), config=config)
-    params = {name: param.to(device) for name, param in fused.items()}
-    network, anchors = fused_skeleton(config), model_anchors(config, device=device)
+    forward = random_network(config, device=device, compiled=compiled)
+    anchors = model_anchors(config, device=device)
     images = inputs.pictures(batch, config.image_size[0]).to(device)
-    if compiled:
-        network.compile()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def call() -> object:
         with autocast(device, precision):
-            outputs, _ = apply(network, params, {}, images)
+            outputs = forward(images)
         return detect(outputs, anchors)
 
     return finished(call, device=device)
@@ -88,7 +85,7 @@ def train(
 def post_process(*, method: str) -> Call:
     """The network's outputs to detections, down to effdet's lowest score."""
     outputs, anchors = Outputs(*inputs.network_outputs(1)), model_anchors(model_config("d0"))
-    return torch.no_grad()(lambda: detect(outputs, anchors, method=method, score_threshold=0.001))
+    return torch.inference_mode()(lambda: detect(outputs, anchors, method=method, score_threshold=0.001))
 
 
 def loss(*, batch: int, objects: int) -> Call:
@@ -156,11 +153,15 @@ def predict_folder(*, folder: str, out: str, pictures: int) -> Call:
 
 def bare_network(*, pictures: int) -> Call:
     """The network alone, as often."""
-    config = model_config("d0")
+    forward, images = random_network(model_config("d0")), inputs.pictures(1)
+    return lambda: [forward(images) for _ in range(pictures)]
+
+
+def random_network(config: ModelConfig, *, device: str = "cpu", compiled: bool = False) -> Callable[[Tensor], Outputs]:
+    """A model as predict makes it, of random weights."""
     torch.manual_seed(0)
-    params = fuse(*state(EfficientDet(config)), config=config)
-    network, images = fused_skeleton(config), inputs.pictures(1)
-    return torch.no_grad()(lambda: [apply(network, params, {}, images) for _ in range(pictures)])
+    weights = ({k: v.to(device) for k, v in tensors.items()} for tensors in state(EfficientDet(config)))
+    return network(*weights, config=config, compile=compiled)
 
 
 def draw(folder: str) -> None:
@@ -168,4 +169,4 @@ def draw(folder: str) -> None:
     from tinydet.data.scenes import draw_scenes
 
     if not Path(folder).exists():
-        draw_scenes(folder, train=24, val=4)
+        draw_scenes(folder, train=12, val=1)

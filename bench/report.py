@@ -86,7 +86,7 @@ def about(row: Row, planned: Row | None, results: Sequence[Result]) -> Iterator[
         yield "    left out by --quick"
     elif planned != row:
         also = [f"{entry.contestant} {entry.way}".strip() for entry in row.entries if entry not in planned.entries]
-        yield f"    without --quick {row.rounds} rounds" + "".join(f", and {name}" for name in also)
+        yield f"    without --quick {row.rounds} rounds" + (f", and {', '.join(also)}" if also else "")
     for one in found.values():
         if one.contestant not in COLUMNS:
             yield f"    {one.contestant}: {cell(one, found)} {one.unit}"

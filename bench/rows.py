@@ -34,7 +34,7 @@ class Row(NamedTuple):
     pieces: float = 1
     rounds: int = 15
     quick_rounds: int = 9
-    """With --quick; 0 leaves the row out."""
+    """With --quick; 0 leaves the row out, unless it is asked for by name."""
     warmup: int = 3
     threads: int | None = None
     """Where it is not what --threads says."""
@@ -54,9 +54,14 @@ def rows(scratch: Path) -> list[Row]:
 
 def imports() -> Row:
     """A new process that imports a package."""
-    modules = {"tinydet": "tinydet", **{name: name for name in PEERS[:2]}, "ONNX Runtime": "onnxruntime"}
-    entries = [Entry(name, "bench.imports:fresh", {"module": module}) for name, module in modules.items()]
-    entries.append(Entry("torch", "bench.imports:fresh", {"module": "torch"}, worker="tinydet"))
+    modules = {"tinydet": "tinydet", "effdet": "effdet", "torchvision": "torchvision", "ONNX Runtime": "onnxruntime"}
+    entries = [
+        *(
+            Entry(name, "bench.imports:fresh", {"module": module}, thorough=name in ("effdet", "torchvision"))
+            for name, module in modules.items()
+        ),
+        Entry("torch", "bench.imports:fresh", {"module": "torch"}, worker="tinydet"),
+    ]
     about = "a new Python that imports the package and ends; torch: nothing else, which no detector on it can be below"
     return Row("import", about, tuple(entries), unit="s", rounds=9, quick_rounds=3, warmup=0)
 
@@ -88,6 +93,7 @@ def predictions(exported: Entry) -> list[Row]:
                 Entry("effdet", "bench.of_effdet:predict", {"compiled": True}, thorough=True),
                 exported,
             ),
+            quick_rounds=0,
         ),
         Row(
             "post-processing, hard",
@@ -105,6 +111,7 @@ def predictions(exported: Entry) -> list[Row]:
                 Entry("tinydet", ours, {"method": "soft"}),
                 Entry("effdet", "bench.of_effdet:post_process", {"method": "soft"}),
             ),
+            warmup=2,
         ),
     ]
 
@@ -164,7 +171,7 @@ def evaluation() -> Row:
 def pictures(scratch: Path) -> list[Row]:
     """From files to batches, and from files to files."""
     folder = str(scratch / "scenes")
-    loading = {"folder": folder, "size": (256, 896), "pictures": 24}
+    loading = {"folder": folder, "size": (256, 896), "pictures": 12}
     verb = {"folder": folder, "out": str(scratch / "out"), "pictures": 8}
     return [
         Row(
@@ -177,7 +184,7 @@ def pictures(scratch: Path) -> list[Row]:
                 Entry("torchvision", "bench.of_torchvision:training_input", loading),
             ),
             unit="pictures/s",
-            pieces=24,
+            pieces=12,
             warmup=1,
             threads=1,
         ),
@@ -212,7 +219,7 @@ def chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if row in found] if names else rows
 
 
-def shortened(rows: list[Row]) -> list[Row]:
-    """The same for --quick: fewer rounds, and without what is thorough."""
-    kept = [row._replace(rounds=row.quick_rounds) for row in rows if row.quick_rounds]
+def shortened(rows: Sequence[Row], *, named: bool = False) -> list[Row]:
+    """The same for --quick: fewer rounds, and neither rows nor entries that take long; rows that are `named` stay."""
+    kept = [row._replace(rounds=row.quick_rounds or row.rounds) for row in rows if row.quick_rounds or named]
     return [row._replace(entries=tuple(entry for entry in row.entries if not entry.thorough)) for row in kept]

@@ -157,6 +157,8 @@ def test_quick_rows_have_at_least_nine_rounds_unless_they_are_long(tmp_path):
     long = {one.name for one in shortened(rows(tmp_path)) if one.rounds < 9}
     assert long == {"training step", "folder of pictures", "import"}
     assert all(one.rounds >= 9 for one in rows(tmp_path))
+    compiled = chosen(rows(tmp_path), ["compiled"])
+    assert (len(compiled), len(shortened(compiled)), len(shortened(compiled, named=True))) == (1, 0, 1)
 
 
 def test_every_case_of_ours_is_there(tmp_path):
