@@ -95,9 +95,10 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
 
 
 def assign_nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: float = 0.5) -> Targets:
-    """The same as `assign_batch`, looking only where an object may be: on CPU, a third of the work.
+    """The same as `assign_batch`, looking only where an object may be: on CPU, a quarter to a third of the time.
 
-    Anchors lie beside their neighbours: where a block of them as a whole is out of touch with a box, all of them are.
+    Anchors lie beside their neighbours: where a block of them as a whole is out of touch with a box, or of another size,
+    all of them are.
     What is looked at depends on the numbers, which torch.func cannot follow, and for which a GPU would have to wait.
 
     Args:
@@ -126,9 +127,17 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
     areas = area(blocks.movedim(0, -1))
     low, high = blocks[:2].amin(2).T, blocks[2:].amax(2).T  # [N 2]
     touching = ((boxes[:, None, :2] < high) & (boxes[:, None, 2:] > low)).all(2) & (labels != BACKGROUND)[:, None]
-    row, block = touching.nonzero().unbind(1)  # [P]: pairs of a box and a block, P of M N
-    shared = intersection(boxes[row, None], blocks.index_select(1, block).movedim(0, -1))[:, 0]  # [P BLOCK]
-    overlap = _iou(shared, area(boxes)[row, None], areas.index_select(0, block))
+    # An IoU is never above the ratio of the areas. That rules out whole levels, but not for an ignore region, and where
+    # the best anchor so far is below the threshold, all that may be better are looked at. The .999 is for rounding.
+    size = area(boxes)[:, None]
+    ratio = torch.minimum(size, areas.amax(1)) / torch.maximum(size, areas.amin(1)) / 0.999
+    hopeful = ratio >= ratio.where(touching, 0).amax(1, keepdim=True).clamp(max=iou_threshold)
+    looked = touching & (hopeful | (labels == IGNORE)[:, None])
+    pairs = _overlaps(boxes, blocks, areas, looked)
+    reach = _reach(pairs, labels)[:, None]
+    if (more := touching & ~looked & (reach < iou_threshold) & (ratio > reach)).any():
+        pairs = tuple(map(torch.cat, zip(pairs, _overlaps(boxes, blocks, areas, more), strict=True)))
+    row, block, shared, overlap = pairs
     is_object, offset = labels[row] >= 0, block * BLOCK
 
     pair, place = ((overlap >= iou_threshold) & is_object[:, None]).nonzero().unbind(1)
@@ -138,9 +147,8 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
     match = first.new_full((areas.numel(),), count).scatter_reduce(0, anchor, first, "amin")[: len(anchors)]
     match = match.where(match < count, -1)
 
-    top = overlap.amax(1).where(is_object, 0)
-    reach = top.new_zeros(count).scatter_reduce(0, row, top, "amax")
-    winner = ((top == reach[row]) & (top > 0)).nonzero()[:, 0]
+    top, reach = overlap.amax(1), _reach(pairs, labels)
+    winner = ((top == reach[row]) & (top > 0) & is_object).nonzero()[:, 0]
     pair, place = (overlap[winner] == top[winner, None]).nonzero().unbind(1)
     pair = winner[pair]
     favourite = torch.full_like(labels, len(anchors)).scatter_reduce(0, row[pair], offset[pair] + place, "amin")
@@ -157,3 +165,17 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
     targets = torch.where(ignored[: len(anchors)], IGNORE, BACKGROUND)
     targets[matched] = labels[row]
     return Targets(targets, deltas, match)
+
+
+def _overlaps(boxes: Tensor, blocks: Tensor, areas: Tensor, looked: Tensor) -> tuple[Tensor, ...]:
+    """Row and block, shared area and IoU of the P pairs in `looked`. -> int64[P], int64[P], float[P BLOCK] twice."""
+    row, block = looked.nonzero().unbind(1)
+    shared = intersection(boxes[row, None], blocks.index_select(1, block).movedim(0, -1))[:, 0]
+    return row, block, shared, _iou(shared, area(boxes)[row, None], areas.index_select(0, block))
+
+
+def _reach(pairs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """The best IoU of each object, 0 for what is none. -> float[M]."""
+    row, _, _, overlap = pairs
+    reach = overlap.new_zeros(len(labels)).scatter_reduce(0, row, overlap.amax(1), "amax")
+    return reach.where(labels >= 0, 0)
