@@ -97,9 +97,9 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
 def assign_nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: float = 0.5) -> Targets:
     """The same as `assign_batch`, looking only where an object may be: on CPU, a quarter to a third of the time.
 
-    Anchors lie beside their neighbours: where a block of them as a whole is out of touch with a box, or of another size,
-    all of them are.
-    What is looked at depends on the numbers, which torch.func cannot follow, and for which a GPU would have to wait.
+    Anchors lie beside their neighbours: where a block of them as a whole is out of touch with a box, or of another
+    size, all of them are. What is looked at depends on the numbers, which torch.func cannot follow, and for which a GPU
+    would have to wait.
 
     Args:
         boxes: float[B M 4], xyxy pixels of the network's input.
