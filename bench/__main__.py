@@ -15,7 +15,7 @@ from bench.gpu import gpu_rows, shares
 from bench.measure import Result, measure
 from bench.rows import Row, chosen, rows, shortened
 
-PATIENCE = {True: 30.0, False: 300.0}
+PATIENCE = {True: 10.0, False: 300.0}
 """Seconds of turns that a row may take, with --quick and without."""
 
 
