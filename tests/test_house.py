@@ -53,7 +53,8 @@ PLAN = {
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
     "terminal": Room(f"{WINGS} draw evaluate train predict export", ""),
     "options": Room(LEAVES, "click torch"),
-    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal options tinydet", "click"),
+    "memory": Room("", ""),
+    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal options memory tinydet", "click"),
     "tinydet": Room(f"{WINGS} step settings draw evaluate train predict export", ""),
 }
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from tinydet.errors import InputError
 from tinydet.model.config import MODELS, ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs
 from tinydet.model.functional import Tensors, apply, state
@@ -92,3 +93,9 @@ def test_the_network_says_what_the_model_says_without_gradients() -> None:
 def test_compiled_it_says_the_same() -> None:
     found, expected = both(compile=True)
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_compiling_without_a_compiler_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="no C[+][+] compiler no-such-compiler"):
+        both(compile=True)

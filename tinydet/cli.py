@@ -1,6 +1,5 @@
 """The command line: options to arguments, results to stdout, progress to stderr."""
 
-import ctypes
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError
+from tinydet.memory import keep_freed_memory
 from tinydet.options import Names, Size, choose_device, class_map_option, device_option, model_option, weights_option
 
 
@@ -46,22 +46,6 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
 
     return guarded
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks instead of returning them to the system.
-
-    Each step of training frees and allocates the same gigabytes; page-faulting them in again costs more than computing
-    with them. TINYDET_MALLOC=default leaves the allocator alone; so does another C library.
-    """
-    if os.environ.get("TINYDET_MALLOC") == "default" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers from malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)  # never
-        mallopt(top_pad, 64 << 20)
 
 
 def progress(length: int, *, show: Callable[[Any], str | None] | None = None) -> Any:
@@ -284,6 +268,7 @@ def evaluate(
 @click.option("--max-detections", default=100, show_default=True, help="Boxes a picture.")
 @click.option("--nms", default="hard", show_default=True, type=click.Choice(["hard", "soft"]), help="Suppression.")
 @click.option("--batch-size", default=1, show_default=True, help="Pictures at a time.")
+@click.option("--compile", is_flag=True, help="Spend a minute on making the network faster, for many pictures.")
 @device_option
 @command
 def predict(
@@ -295,6 +280,7 @@ def predict(
     max_detections: int,
     nms: str,
     batch_size: int,
+    compile: bool,
     device: str,
 ) -> None:
     """Find objects in IMAGES, files and folders: drawn pictures, JSON lines and KITTI result files in --out."""
@@ -303,6 +289,8 @@ def predict(
 
     pictures = collect_pictures(images)
     detector = load(weights, model=model, device=device)
+    if compile:
+        click.echo("note: compiling the network, which takes about a minute", err=True)
     found = predict(
         pictures,
         detector,
@@ -310,6 +298,7 @@ def predict(
         score_threshold=score,
         max_detections=max_detections,
         method=nms,
+        compile=compile,
     )
     counts = save_predictions(found, out, classes=detector.config.classes)
     click.echo(f"{counted(counts)} with {detector.source}")

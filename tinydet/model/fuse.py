@@ -1,10 +1,14 @@
 """The network made for inference: the same function in fewer passes."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import EfficientDet, Outputs
 from tinydet.model.functional import Tensors, apply
@@ -19,11 +23,17 @@ def network(
     Args:
         params, buffers: of `EfficientDet(config)`; they decide the device.
         config: the model's.
-        compile: hand it to torch.compile: a minute when first called, and then faster; needs a C++ compiler on CPU.
+        compile: hand it to torch.compile: a minute when first called, and then faster.
 
     Returns:
         float[B 3 H W], normalised -> `Outputs`.
+
+    Raises:
+        InputError: there is no C++ compiler for torch.compile to use on CPU.
     """
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as torch looks
+    if compile and next(iter(params.values())).device.type == "cpu" and not shutil.which(compiler.split()[0]):
+        raise InputError(f"compile: there is no C++ compiler {compiler}; install it, or name another in CXX")
     model, fused = fused_skeleton(config), fuse(params, buffers, config=config)
     if compile:
         model.load_state_dict(fused, assign=True)
