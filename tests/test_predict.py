@@ -4,7 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import state
 from tinydet.predict import (
     Prediction,
+    ahead,
     collect_pictures,
     json_line,
     kitti_lines,
@@ -66,6 +71,12 @@ def found(count: int, *, seed: int = 0) -> Detections:
     )
 
 
+class Watched(np.ndarray):
+    """An array that can be in a set of what is alive."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 def prediction(name: str, count: int = 3) -> Prediction:
     image = np.random.default_rng(count).integers(0, 256, (80, 120, 3), dtype=np.uint8)
     return Prediction(Path(name), image, found(count))
@@ -75,6 +86,77 @@ def assert_same(one: Detections, other: Detections) -> None:
     for a, b in zip(one, other, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
+
+
+# Working ahead
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_ahead_is_map(depth: int) -> None:
+    for count in (0, 1, depth, depth + 1, 20):
+        assert list(ahead(str, range(count), depth=depth)) == list(map(str, range(count)))
+
+
+def test_what_comes_next_is_made_while_the_caller_is_busy_but_no_more() -> None:
+    drawn: list[int] = []
+    made = [threading.Event() for _ in range(9)]
+
+    def items() -> Iterator[int]:
+        for i in range(9):
+            drawn.append(i)
+            yield i
+
+    results = ahead(lambda i: made[i].set(), items(), depth=2)
+    threads = threading.active_count()
+    assert drawn == []
+    for i in range(9):
+        next(results)
+        assert drawn == list(range(min(i + 3, 9)))
+        assert all(event.wait(10) for event in made[: len(drawn)])
+        assert not any(event.is_set() for event in made[len(drawn) :])
+        assert threading.active_count() <= threads + 2
+    assert next(results, None) is None
+    assert threading.active_count() == threads
+
+
+def test_an_error_comes_where_its_result_would() -> None:
+    results = ahead(lambda i: 6 // (3 - i), range(9), depth=2)
+    assert [next(results) for _ in range(3)] == [2, 3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert next(results, None) is None
+
+
+@pytest.mark.parametrize("end", ["let go", "raise"])
+def test_what_has_begun_is_finished_and_its_threads_end(end: str) -> None:
+    made: list[int] = []
+    go = threading.Event()
+
+    def make(i: int) -> None:
+        if i:
+            go.wait(10)
+        made.append(i)
+
+    def items() -> Iterator[int]:
+        yield from range(2)
+        go.set()
+        raise InputError("no more")
+
+    threads = threading.active_count()
+    results = ahead(make, items(), depth=1)
+    next(results)
+    assert made == [0]
+    if end == "let go":
+        threading.Timer(0.1, go.set).start()
+        del results
+    else:
+        with pytest.raises(InputError, match="no more"):
+            next(results)
+    assert made == [0, 1]
+    assert threading.active_count() <= threads + (end == "let go")  # the timer may take its time to end
+
+
+# Predicting
 
 
 def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: Weights) -> None:
@@ -118,7 +200,7 @@ def test_a_senseless_setting_is_named(weights: Weights, setting: dict, message: 
         predict([], weights, **setting)
 
 
-def test_one_batch_is_read_at_a_time(dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_batch_is_read_ahead(dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
     def spy(path: Path) -> np.ndarray:
@@ -128,9 +210,31 @@ def test_one_batch_is_read_at_a_time(dataset: KittiDataset, weights: Weights, mo
     monkeypatch.setattr(tinydet.predict, "read_image", spy)
     predictions = predict(dataset.paths, weights, batch_size=2)
     assert read == []
-    for count in (2, 2, 4, 4, 5):
+    for least, most in ((2, 4), (2, 4), (4, 5), (4, 5), (5, 5)):
         next(predictions)
-        assert read == dataset.paths[:count]
+        assert least <= len(read) <= most
+    assert read == dataset.paths
+
+
+def test_pictures_that_are_done_with_leave_memory(
+    dataset: KittiDataset, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Watched] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def spy(path: Path) -> np.ndarray:
+        image = read_image(path).view(Watched)
+        alive.add(image)
+        counts.append(len(alive))
+        return image
+
+    paths = [tmp_path / f"{i}.png" for i in range(50)]
+    for path in paths:
+        path.hardlink_to(dataset.paths[0])
+    monkeypatch.setattr(tinydet.predict, "read_image", spy)
+    save_predictions(predict(paths, weights), tmp_path / "out", classes=CLASSES)
+    assert len(counts) == 50
+    assert max(counts) <= 6  # three that are read or in the network, and three that are drawn or about to be
 
 
 def test_what_is_no_picture_is_named_before_any_work(dataset: KittiDataset, weights: Weights, tmp_path: Path) -> None:
@@ -238,6 +342,31 @@ def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path
     with Image.open(out / "pictures" / "a.jpg") as picture:
         assert np.abs(np.asarray(picture).astype(float) - expected).mean() < 5
     np.testing.assert_array_equal(made[0].image, before)
+
+
+def test_what_comes_before_a_broken_picture_is_saved_whole(
+    dataset: KittiDataset, weights: Weights, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
+        save_predictions(predict([*dataset.paths[:3], cut], weights), tmp_path / "out", classes=CLASSES)
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
+    for path in dataset.paths[:3]:
+        assert (tmp_path / "out" / "kitti" / f"{path.stem}.txt").is_file()
+        assert read_image(tmp_path / "out" / "pictures" / f"{path.stem}.jpg").shape == (HEIGHT, WIDTH, 3)
+
+
+def test_what_cannot_be_saved_is_an_error_and_makes_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", Mock(side_effect=OSError("the disk is full")))
+        with pytest.raises(OSError, match="disk is full"):
+            save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
+    assert (tmp_path / "kitti" / "a.txt").is_file()
+    save_predictions([prediction("b.png")], tmp_path, classes=CLASSES)
+    assert [path.name for path in (tmp_path / "kitti").iterdir()] == ["b.txt"]
 
 
 def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:

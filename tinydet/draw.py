@@ -41,6 +41,13 @@ def draw(
     Returns:
         uint8[H W 3]: a new picture.
     """
+    return np.array(paint(image, boxes, labels, scores, classes=classes))
+
+
+def paint(
+    image: np.ndarray, boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike | None = None, *, classes: Sequence[str]
+) -> Image.Image:
+    """What `draw` returns, as Pillow's picture: to be saved, it need not be copied twice."""
     boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels)
     ranks = -(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) if scores is None else np.asarray(scores)
     rows = [int(row) for row in ranks.argsort(kind="stable") if labels[row] >= 0]
@@ -63,7 +70,7 @@ def draw(
         _draw_plate(pen, tag, fill=colour)
         middle = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)
         pen.text(middle, text, fill=text_colour(colour), font=font, anchor="mm")
-    return np.array(picture)
+    return picture
 
 
 def hatch(image: np.ndarray, boxes: np.ndarray, *, line: int) -> np.ndarray:

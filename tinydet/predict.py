@@ -1,30 +1,35 @@
 """Predict: pictures in, what a detector finds in them out."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tinydet.data.example import Example, letterbox, read_image, read_size
-from tinydet.data.loader import collate
-from tinydet.draw import draw
+from tinydet.data.loader import Batch, collate
+from tinydet.draw import paint
 from tinydet.errors import InputError
+from tinydet.model.config import ModelConfig
 from tinydet.model.detect import METHODS, Detections, detect, model_anchors
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import Tensors, apply, normalize
-from tinydet.model.fuse import fuse, fused_skeleton
+from tinydet.model.efficientdet import Outputs
+from tinydet.model.functional import normalize
+from tinydet.model.fuse import network
 from tinydet.weights.formats import Weights
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # The fields of a KITTI result that only a detector of 3D boxes knows, as the benchmark wants them left out.
 UNKNOWN_POSE, UNKNOWN_3D = "-1 -1 -10", "-1 -1 -1 -1000 -1000 -1000 -10"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Prediction(NamedTuple):
@@ -67,6 +72,30 @@ def newest_weights(runs: str | PathLike[str] = "runs") -> Path | None:
     return found[-1] if found else None
 
 
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int) -> Iterator[Result]:
+    """`map(function, items)`, but that threads are at work on what comes next.
+
+    Nothing begins before the first result is asked for. What has begun is finished, even if no more is asked for, and
+    then the threads end.
+
+    Args:
+        function: what for the most part releases Python's lock, as Pillow does.
+        items: drawn by the caller's thread, `depth` of them early; so an error in drawing one comes early too.
+        depth: how many results are made, by as many threads, before they are asked for.
+
+    Returns:
+        The results in the order of the items; an error of the function comes in place of its result.
+    """
+    with ThreadPoolExecutor(depth) as pool:
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def predict(
     pictures: Sequence[str | PathLike[str]],
     weights: Weights,
@@ -75,16 +104,18 @@ def predict(
     score_threshold: float = 0.3,
     max_detections: int = 100,
     method: str = "hard",
+    compile: bool = False,
 ) -> Iterator[Prediction]:
     """Detect objects, on the device that the weights are on.
 
-    Only one batch of pictures is in memory at a time.
+    The next batch is read while the network works on this one: at most three batches of pictures are in memory.
 
     Args:
         pictures: files; their headers are all read before this returns.
         weights: of a whole detector, as from `tinydet.weights.load.load_detector`.
         batch_size: pictures that go through the network together.
         score_threshold, max_detections, method: as for `tinydet.model.detect.detect`.
+        compile: as for `tinydet.model.fuse.network`.
 
     Returns:
         An iterator of predictions in the order of the pictures. A picture that breaks off after its header raises its
@@ -103,31 +134,41 @@ def predict(
     paths = [Path(picture) for picture in pictures]
     for path in paths:
         read_size(path)
-    model, params = fused_skeleton(weights.config), fuse(weights.params, weights.buffers, config=weights.config)
-    anchors = model_anchors(weights.config, device=next(iter(params.values())).device)
+    config = weights.config
+    forward = network(weights.params, weights.buffers, config=config, compile=compile)
+    anchors = model_anchors(config, device=next(iter(weights.params.values())).device)
     settings = {"score_threshold": score_threshold, "max_detections": max_detections, "method": method}
     batches = (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
-    return (one for batch in batches for one in _predict_batch(batch, model, params, anchors, **settings))
+    ready = ahead(partial(_read_batch, config=config), batches, depth=1)
+    return (one for read in ready for one in _predict_batch(read, forward, anchors, config=config, **settings))
 
 
-@torch.no_grad()
-def _predict_batch(
-    paths: Sequence[Path], model: EfficientDet, params: Tensors, anchors: Tensor, **settings: Any
-) -> list[Prediction]:
-    """Predict one batch, whatever the pictures' sizes."""
-    config = model.config
+def _read_batch(paths: Sequence[Path], *, config: ModelConfig) -> tuple[list[np.ndarray], Batch]:
+    """Read pictures, whatever their sizes, as they are and as the network's input."""
     images = [read_image(path) for path in paths]
     nothing = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     examples = [
         Example(image, *nothing, str(path), (image.shape[0], image.shape[1]))
         for path, image in zip(paths, images, strict=True)
     ]
-    batch = collate([letterbox(one, config.image_size, fill=config.fill) for one in examples]).to(anchors.device)
-    inputs = normalize(batch.images, mean=config.mean, std=config.std)
-    outputs, _ = apply(model, params, {}, inputs)
+    return images, collate([letterbox(one, config.image_size, fill=config.fill) for one in examples])
+
+
+@torch.no_grad()
+def _predict_batch(
+    read: tuple[list[np.ndarray], Batch],
+    forward: Callable[[Tensor], Outputs],
+    anchors: Tensor,
+    *,
+    config: ModelConfig,
+    **settings: Any,
+) -> list[Prediction]:
+    """Predict one batch that `_read_batch` has read."""
+    images, batch = read[0], read[1].to(anchors.device)
+    outputs = forward(normalize(batch.images, mean=config.mean, std=config.std))
     found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)
     on_cpu = [Detections(*(field.cpu() for field in one)) for one in found]
-    return [Prediction(*one) for one in zip(paths, images, on_cpu, strict=True)]
+    return [Prediction(*one) for one in zip(map(Path, batch.names), images, on_cpu, strict=True)]
 
 
 def json_line(prediction: Prediction, classes: Sequence[str]) -> str:
@@ -156,7 +197,7 @@ def kitti_lines(detections: Detections, classes: Sequence[str]) -> str:
 def save_predictions(
     predictions: Iterable[Prediction], out: str | PathLike[str], *, classes: Sequence[str]
 ) -> dict[str, int]:
-    """Write each prediction as it comes: its line, its KITTI result and its drawn picture.
+    """Write each prediction as it comes: its line, its KITTI result and its drawn picture, beside work on the next.
 
     A picture NAME.png leaves a line in `out/predictions.jsonl`, `out/kitti/NAME.txt` and `out/pictures/NAME.jpg`.
 
@@ -175,20 +216,36 @@ def save_predictions(
     _make_room(out)
     for folder in ("kitti", "pictures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    counts, seen = Counter(dict.fromkeys(classes, 0)), set()
+    counts = Counter(dict.fromkeys(classes, 0))
     with open(out / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for prediction in predictions:
-            name, found = prediction.path.stem, prediction.detections
-            if name in seen:
-                raise InputError(f"{prediction.path}: its results would overwrite those of another {name!r}")
-            seen.add(name)
-            # The line first: it is by these lines that the next prediction knows which files are its to replace.
-            print(json_line(prediction, classes), file=file, flush=True)
-            (out / "kitti" / f"{name}.txt").write_text(kitti_lines(found, classes), encoding="utf-8")
-            drawn = Image.fromarray(draw(prediction.image, found.boxes, found.labels, found.scores, classes=classes))
-            drawn.save(out / "pictures" / f"{name}.jpg", quality=92, subsampling=0)  # thin lines keep their colour
-            counts.update(classes[label] for label in found.labels.tolist())
+        listed = _list_predictions(predictions, file, classes=classes)
+        for labels in ahead(partial(_save_prediction, out=out, classes=classes), listed, depth=1):
+            counts.update(classes[label] for label in labels)
     return dict(counts)
+
+
+def _list_predictions(
+    predictions: Iterable[Prediction], file: IO[str], *, classes: Sequence[str]
+) -> Iterator[Prediction]:
+    """Pass predictions on, each when its line is written."""
+    seen = set()
+    for prediction in predictions:
+        name = prediction.path.stem
+        if name in seen:
+            raise InputError(f"{prediction.path}: its results would overwrite those of another {name!r}")
+        seen.add(name)
+        # The line first: it is by these lines that the next prediction knows which files are its to replace.
+        print(json_line(prediction, classes), file=file, flush=True)
+        yield prediction
+
+
+def _save_prediction(prediction: Prediction, *, out: Path, classes: Sequence[str]) -> list[int]:
+    """Write a prediction's KITTI result and its drawn picture, and return the labels."""
+    name, (boxes, scores, labels) = prediction.path.stem, prediction.detections
+    (out / "kitti" / f"{name}.txt").write_text(kitti_lines(prediction.detections, classes), encoding="utf-8")
+    drawn = paint(prediction.image, boxes, labels, scores, classes=classes)
+    drawn.save(out / "pictures" / f"{name}.jpg", quality=92, subsampling=0)  # thin lines keep their colour
+    return labels.tolist()
 
 
 def _make_room(out: Path) -> None:
