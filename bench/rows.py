@@ -183,7 +183,7 @@ def pictures(scratch: Path) -> list[Row]:
             (
                 Entry("tinydet", "bench.ours:training_input", loading),
                 Entry("effdet", "bench.of_effdet:training_input", loading),
-                Entry("torchvision", "bench.of_torchvision:training_input", loading),
+                Entry("torchvision", "bench.of_torchvision:training_input", loading, thorough=True),
             ),
             unit="pictures/s",
             pieces=12,
