@@ -169,4 +169,4 @@ def draw(folder: str) -> None:
     from tinydet.data.scenes import draw_scenes
 
     if not Path(folder).exists():
-        draw_scenes(folder, train=12, val=1)
+        draw_scenes(folder, train=24, val=1)

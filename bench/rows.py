@@ -174,7 +174,7 @@ def pictures(scratch: Path) -> list[Row]:
     """From files to batches, and from files to files."""
     folder = str(scratch / "scenes")
     loading = {"folder": folder, "size": (256, 896), "pictures": 12}
-    verb = {"folder": folder, "out": str(scratch / "out"), "pictures": 8}
+    verb = {"folder": folder, "out": str(scratch / "out"), "pictures": 24}
     return [
         Row(
             "training input",
@@ -195,10 +195,10 @@ def pictures(scratch: Path) -> list[Row]:
             "the whole verb, JPEGs of 1242x375 to drawn ones, ten boxes each; the network alone beside it",
             (
                 Entry("tinydet", "bench.ours:predict_folder", verb),
-                Entry("the network alone", "bench.ours:bare_network", {"pictures": 8}, worker="tinydet"),
+                Entry("the network alone", "bench.ours:bare_network", {"pictures": 24}, worker="tinydet"),
             ),
             unit="pictures/s",
-            pieces=8,
+            pieces=24,
             rounds=9,
             quick_rounds=3,
             warmup=1,

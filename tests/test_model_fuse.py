@@ -97,5 +97,5 @@ def test_compiled_it_says_the_same() -> None:
 
 def test_compiling_without_a_compiler_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(InputError, match="no C[+][+] compiler no-such-compiler"):
+    with pytest.raises(InputError, match=r"no C\+\+ compiler no-such-compiler"):
         both(compile=True)
