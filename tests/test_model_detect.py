@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinydet.model.config import model_config
 from tinydet.model.detect import best_pairs, detect, model_anchors
@@ -144,6 +145,30 @@ def test_pictures_of_a_batch_do_not_see_each_other(method):
         one = Outputs(*(x[i : i + 1] for x in outputs))
         (alone,) = detect(one, ANCHORS, scales=scales[i : i + 1], sizes=sizes[i : i + 1], method=method)
         assert all(torch.equal(a, b) for a, b in zip(both[i], alone, strict=True))
+
+
+@pytest.mark.parametrize("method", ["hard", "soft"])
+def test_a_batch_needs_no_more_memory_at_a_time_than_a_picture(method):
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made = [x for x in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(x, torch.Tensor)]
+            self.elements = max(self.elements, *(x.numel() for x in made), 0)
+            return out
+
+    anchors = plain_anchors((192, 192))
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(1, len(anchors), 30, generator=generator), torch.zeros(1, len(anchors), 4)
+    largest = []
+    for batch in (1, 3):
+        outputs = Outputs(*(x.repeat(batch, 1, 1) for x in one))
+        with Largest() as seen:
+            found = detect(outputs, anchors, score_threshold=0, method=method)
+        assert [len(x.scores) for x in found] == [100] * batch
+        largest.append(seen.elements)
+    assert 0 < largest[0] == largest[1] <= 256 * 5000
 
 
 def test_original_frame():
