@@ -9,7 +9,8 @@ from typing import NamedTuple
 from bench.contestants import Failed, Missing, Worker, ask
 from bench.rows import Row
 
-PAUSE = 0.02  # seconds between turns: OpenMP's and ONNX Runtime's threads spin on a little after their work
+PAUSE = 0.02  # seconds after a turn: OpenMP's threads spin on a little after their work,
+LONG_PAUSE = {"ONNX Runtime": 0.1}  # and some for so long that the next contestant would have one core less
 PREPARE, CALL = 600.0, 120.0  # seconds after which a contestant is given up
 FEWEST = 3  # rounds, of a row that takes too long
 
@@ -71,9 +72,9 @@ def measure(row: Row, hire: Callable[[str], Worker], *, patience: float, say: Ca
             break
         for number in range(len(row.entries)):
             if number not in lost:
-                time.sleep(PAUSE)
                 took = request(number, {"time": str(number)})
                 seconds[number] += took if turn >= 0 else []
+                time.sleep(LONG_PAUSE.get(row.entries[number].contestant, PAUSE))
         say(".")
     present = [number for number in range(len(row.entries)) if number not in lost]
     peaks = {number: request(number, {"peak": None}) for number in present if row.peak}
