@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -24,10 +24,11 @@ from tinydet.data.loader import val_batches
 from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.evaluate import validate
-from tinydet.model.config import model_config
+from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.detect import Detections
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import state
+from tinydet.model.efficientdet import EfficientDet, Outputs
+from tinydet.model.functional import Tensors, state
+from tinydet.model.fuse import network
 from tinydet.predict import (
     Prediction,
     ahead,
@@ -171,6 +172,32 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: W
         np.testing.assert_array_equal(one.image, read_image(one.path))
         assert (one.detections.boxes >= 0).all()
         assert (one.detections.boxes <= torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
+
+
+def test_a_compiled_network_sees_batches_of_one_size(
+    dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01))
+    sizes, asked = [], []
+
+    def uncompiled(*given: Tensors, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
+        asked.append(compile)
+        forward = network(*given, config=config)
+
+        def watched(images: torch.Tensor) -> Outputs:
+            sizes.append(len(images))
+            return forward(images)
+
+        return watched
+
+    monkeypatch.setattr(tinydet.predict, "network", uncompiled)
+    predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01, compile=True))
+    assert (asked, sizes) == ([True], [2, 2, 2])
+    for one, other in zip(predictions, expected, strict=True):
+        assert one.path == other.path
+        assert len(one.detections.labels) > 0
+        for field, of_other in zip(one.detections, other.detections, strict=True):
+            torch.testing.assert_close(field, of_other)
 
 
 def test_settings_reach_the_detector(dataset: KittiDataset, weights: Weights) -> None:

@@ -136,6 +136,8 @@ def predict(
         read_size(path)
     config = weights.config
     forward = network(weights.params, weights.buffers, config=config, compile=compile)
+    if compile:  # for one size of batch: another would be compiled anew
+        forward = partial(_filled, forward, batch_size=batch_size)
     anchors = model_anchors(config, device=next(iter(weights.params.values())).device)
     settings = {"score_threshold": score_threshold, "max_detections": max_detections, "method": method}
     batches = (paths[first : first + batch_size] for first in range(0, len(paths), batch_size))
@@ -152,6 +154,12 @@ def _read_batch(paths: Sequence[Path], *, config: ModelConfig) -> tuple[list[np.
         for path, image in zip(paths, images, strict=True)
     ]
     return images, collate([letterbox(one, config.image_size, fill=config.fill) for one in examples])
+
+
+def _filled(forward: Callable[[Tensor], Outputs], images: Tensor, *, batch_size: int) -> Outputs:
+    """What a network says of a last batch that may be short, by way of a full one."""
+    full = torch.cat([images, images[:1].expand(batch_size - len(images), -1, -1, -1)])
+    return Outputs(*(x[: len(images)] for x in forward(full)))
 
 
 @torch.no_grad()

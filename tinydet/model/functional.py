@@ -28,6 +28,8 @@ def apply(
 ) -> tuple[Any, Tensors]:
     """Call a model with these weights; its own are neither read nor changed, so it may be on the meta device.
 
+    While it runs the weights are in the skeleton: threads need one each.
+
     Args:
         model: the skeleton; of its state only the train/eval flags are set.
         params: every parameter by name.
