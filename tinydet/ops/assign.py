@@ -137,7 +137,7 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
     reach = _reach(pairs, labels)[:, None]
     if (more := touching & ~looked & (reach < iou_threshold) & (ratio > reach)).any():
         pairs = tuple(map(torch.cat, zip(pairs, _overlaps(boxes, blocks, areas, more), strict=True)))
-    row, block, shared, overlap = pairs
+    row, block, shared, overlap, top = pairs
     is_object, offset = labels[row] >= 0, block * BLOCK
 
     pair, place = ((overlap >= iou_threshold) & is_object[:, None]).nonzero().unbind(1)
@@ -147,7 +147,7 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
     match = first.new_full((areas.numel(),), count).scatter_reduce(0, anchor, first, "amin")[: len(anchors)]
     match = match.where(match < count, -1)
 
-    top, reach = overlap.amax(1), _reach(pairs, labels)
+    reach = _reach(pairs, labels)
     winner = ((top == reach[row]) & (top > 0) & is_object).nonzero()[:, 0]
     pair, place = (overlap[winner] == top[winner, None]).nonzero().unbind(1)
     pair = winner[pair]
@@ -168,14 +168,18 @@ def _nearby(boxes: Tensor, labels: Tensor, anchors: Tensor, blocks: Tensor, iou_
 
 
 def _overlaps(boxes: Tensor, blocks: Tensor, areas: Tensor, looked: Tensor) -> tuple[Tensor, ...]:
-    """Row and block, shared area and IoU of the P pairs in `looked`. -> int64[P], int64[P], float[P BLOCK] twice."""
+    """Row, block, shared area, IoU and best IoU of the P pairs in `looked`.
+
+    -> int64[P] twice, float[P BLOCK] twice, float[P].
+    """
     row, block = looked.nonzero().unbind(1)
     shared = intersection(boxes[row, None], blocks.index_select(1, block).movedim(0, -1))[:, 0]
-    return row, block, shared, _iou(shared, area(boxes)[row, None], areas.index_select(0, block))
+    overlap = _iou(shared, area(boxes)[row, None], areas.index_select(0, block))
+    return row, block, shared, overlap, overlap.amax(1)
 
 
 def _reach(pairs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
     """The best IoU of each object, 0 for what is none. -> float[M]."""
-    row, _, _, overlap = pairs
-    reach = overlap.new_zeros(len(labels)).scatter_reduce(0, row, overlap.amax(1), "amax")
+    row, *_, top = pairs
+    reach = top.new_zeros(len(labels)).scatter_reduce(0, row, top, "amax")
     return reach.where(labels >= 0, 0)
