@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-LARGE = 8192
-
 
 def finished(call: Callable[[], object], *, device: str) -> Callable[[], object]:
     """A call that returns when the device is done; on a GPU, fp32 is TF32 for convolutions and matmul alike."""

@@ -33,7 +33,7 @@ def post_process(*, method: str) -> Call:
 
 
 def loss(*, batch: int, objects: int) -> Call:
-    """sigmoid_focal_loss of one-hot targets and smooth_l1_loss of the positives, and their gradient."""
+    """sigmoid_focal_loss of one-hot targets and huber_loss of the positives, and their gradient."""
     logits, deltas = (x.requires_grad_() for x in inputs.network_outputs(batch))
     boxes = anchors()
     labels, codes = map(torch.stack, zip(*match_all(*inputs.ground_truth(batch, objects), boxes), strict=True))
