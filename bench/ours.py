@@ -18,7 +18,7 @@ from tinydet.model.functional import state
 from tinydet.model.fuse import network
 from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import detection_loss
-from tinydet.step import State, make_optimizer, train_step
+from tinydet.training.step import State, make_optimizer, train_step
 from tinydet.weights.checkpoint import skeleton
 
 Call = Callable[[], object]

@@ -1,5 +1,6 @@
 """Drawings show what they are given, where it is, and leave alone what they draw on."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
-from tinydet.draw import DARK, GREY, LIGHT, PALETTE, Colour, draw, hatch, place_tags, sheet, text_colour
+from tinydet.draw import (
+    DARK,
+    GREY,
+    LIGHT,
+    PALETTE,
+    Colour,
+    draw,
+    hatch,
+    paint,
+    place_tags,
+    save_jpeg,
+    sheet,
+    text_colour,
+)
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.detect import Detections
 
@@ -195,3 +209,47 @@ def test_a_sheet_holds_every_picture_over_its_caption() -> None:
     assert (made[118:, 260:] == 255).all()
     for image, was in zip(images, before, strict=True):
         np.testing.assert_array_equal(image, was)
+
+
+def test_truth_is_dashed_in_white_over_lines_and_under_tags() -> None:
+    box, missed = (100, 40, 200, 100), (20, 50, 60, 110)
+    alone = np.array(paint(WHITE // 2, [box], [1], [0.5], classes=CLASSES))
+    drawn = np.array(paint(WHITE // 2, [box], [1], [0.5], classes=CLASSES, truth=[box, missed]))
+    for y in (40, 99):
+        edge = drawn[y, 100:200]
+        white, coloured = (edge == 255).all(axis=1), (edge == PALETTE[1]).all(axis=1)
+        assert 0.2 < white.mean() < 0.5
+        assert coloured.mean() > 0.3  # the line shows between the dashes
+    left = drawn[50:110, 20]
+    assert {tuple(pixel) for pixel in left.tolist()} == {LIGHT, DARK, (127, 127, 127)}
+    assert not (drawn[53:107, 23:57] != 127).any()
+    np.testing.assert_array_equal(drawn[20:38, 100:200], alone[20:38, 100:200])  # the tag
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 90), st.integers(1, 150)), st.lists(st.tuples(*[st.floats(-50, 200)] * 4), max_size=4))
+def test_any_truth_can_be_dashed(size: tuple[int, int], rows: list[tuple[float, ...]]) -> None:
+    truth = np.array([(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)) for x1, y1, x2, y2 in rows])
+    image, before = noise(*size), truth.copy()
+    drawn = paint(image, [], [], classes=CLASSES, truth=truth)
+    assert drawn.size == size[::-1]
+    np.testing.assert_array_equal(truth, before)
+    np.testing.assert_array_equal(image, noise(*size))
+
+
+def test_a_picture_that_is_not_whole_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    save_jpeg(noise(40, 60), path)
+    before = path.read_bytes()
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (60, 40))
+    assert [one.name for one in tmp_path.iterdir()] == ["a.jpg"]
+
+    def full(picture: Image.Image, partial: Path, **_: Any) -> None:
+        partial.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        save_jpeg(noise(40, 60), path)
+    assert path.read_bytes() == before

@@ -32,8 +32,8 @@ from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import normalize, state
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.settings import TrainSettings
 from tinydet.train import Validated, train
+from tinydet.training.settings import TrainSettings
 from tinydet.weights.load import load_detector
 
 CLASSES = ("Cyclist", "Van")

@@ -1,10 +1,10 @@
 """The house keeps its plan: what may import what, what `import tinydet` costs, which versions are tested together.
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
-`model`. The verbs go one way among themselves: `draw` <- `evaluate` <- {`train`, `predict`, `export`}, `step` and
-`settings` being the inside of `train`; all else that imports a verb is the command line: `cli`, the `options` it
-reads and the `terminal` it writes to. Within a wing the files go one way. `tinydet/__init__.py` may name anything but
-the command line.
+`model`, `training`, which is the inside of `train`, on all of them. The verbs go one way among themselves: `draw` <-
+`evaluate` <- {`train`, `predict`, `export`}; `plots` <- `pictures` show what `train` says, `runs` what it left. All
+else that imports a verb is the command line, `cli`. Within a wing the files go one way. `tinydet/__init__.py` may name
+anything but the command line.
 """
 
 import ast
@@ -44,22 +44,20 @@ PLAN = {
     "metrics": Room(LEAVES, "numpy"),
     "model": Room(f"{LEAVES} ops", "torch"),
     "weights": Room(f"{LEAVES} model", "torch safetensors"),
-    "step": Room(WINGS, "torch"),
     "draw": Room(WINGS, "numpy torch PIL"),
     "evaluate": Room(f"{WINGS} draw", "numpy torch"),
-    "settings": Room(f"{WINGS} step", "numpy"),
-    "train": Room(f"{WINGS} step settings draw evaluate", "numpy torch"),
+    "training": Room(f"{WINGS}", "numpy torch"),
+    "train": Room(f"{WINGS} training draw evaluate", "numpy torch"),
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
-    "watch": Room(f"{WINGS} step settings", ""),
     "plots": Room(f"{WINGS} draw evaluate", "numpy matplotlib"),
-    "pictures": Room(f"{WINGS} step settings draw evaluate train plots", "numpy torch"),
-    "runs": Room(f"{WINGS} step settings draw evaluate train plots", "numpy"),
-    "terminal": Room(f"{WINGS} draw evaluate train predict export", ""),
-    "options": Room(LEAVES, "click torch"),
+    "pictures": Room(f"{WINGS} training draw evaluate plots", "numpy torch"),
+    "runs": Room(f"{WINGS} training", "numpy"),
     "memory": Room("", ""),
-    "cli": Room(f"{WINGS} draw evaluate train predict export settings terminal options memory tinydet", "click"),
-    "tinydet": Room(f"{WINGS} step settings draw evaluate train predict export", ""),
+    "cli": Room(
+        f"{WINGS} training draw evaluate train predict export pictures runs plots memory tinydet", "click torch"
+    ),
+    "tinydet": Room(f"{WINGS} training draw evaluate train predict export", ""),
 }
 
 

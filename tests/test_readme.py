@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinydet.terminal import weights_summary
+from tinydet.cli.terminal import weights_summary
 from tinydet.weights.load import fit_weights, load_weights
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

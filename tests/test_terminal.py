@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinydet.cli.terminal import ap_table, counted, epoch_head, epoch_row, run_header, weights_lines, weights_summary
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
-from tinydet.settings import TrainSettings
-from tinydet.terminal import ap_table, counted, epoch_head, epoch_row, run_header, weights_lines, weights_summary
 from tinydet.train import Started
+from tinydet.training.settings import TrainSettings
 from tinydet.weights.load import Report
 
 LEVELS = ("easy", "moderate", "hard")

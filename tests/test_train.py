@@ -17,15 +17,15 @@ import torch
 import tinydet.train
 from tests.checkpoints import assert_same
 from tests.kitti_folders import label_line, write_frame, write_kitti
+from tinydet.cli.terminal import run_header
 from tinydet.data.kitti import KittiDataset
 from tinydet.errors import InputError
 from tinydet.evaluate import Validation
 from tinydet.model.config import model_config
 from tinydet.model.detect import model_anchors
-from tinydet.settings import TrainSettings
-from tinydet.step import lr_factor
-from tinydet.terminal import run_header
 from tinydet.train import Started, Stepped, Validated, anchor_coverage, train
+from tinydet.training.settings import TrainSettings
+from tinydet.training.step import lr_factor
 from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
 
 # Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.

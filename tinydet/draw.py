@@ -1,6 +1,8 @@
 """Draw: boxes on a picture, legible in print and to the colour-blind."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,9 +47,19 @@ def draw(
 
 
 def paint(
-    image: np.ndarray, boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike | None = None, *, classes: Sequence[str]
+    image: np.ndarray,
+    boxes: ArrayLike,
+    labels: ArrayLike,
+    scores: ArrayLike | None = None,
+    *,
+    classes: Sequence[str],
+    truth: ArrayLike = (),
 ) -> Image.Image:
-    """What `draw` returns, as Pillow's picture: to be saved, it need not be copied twice."""
+    """What `draw` returns, as Pillow's picture: to be saved, it need not be copied twice.
+
+    `truth`, float[T 4], are true boxes to compare with, in white dashes on the lines of the others: what was found is
+    then in colour and dashed, what was missed only dashed, and what is not there only in colour.
+    """
     boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels)
     ranks = -(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) if scores is None else np.asarray(scores)
     rows = [int(row) for row in ranks.argsort(kind="stable") if labels[row] >= 0]
@@ -60,11 +72,11 @@ def paint(
     font = ImageFont.load_default(size=letter)
     picture = Image.fromarray(hatch(image, boxes[labels == IGNORE], line=line))
     pen = ImageDraw.Draw(picture)
-    outer = boxes[rows].round() + line // 2 * np.array((-1, -1, 1, 1))  # the line lies half in the box, half around it
-    frames = outer.clip(0, (width, height, width, height)).astype(int)
-    frames[:, 2:] = np.maximum(frames[:, 2:], frames[:, :2] + 1)
+    frames = _frames(boxes[rows], line=line, size=picture.size)
     for frame, colour in zip(frames.tolist(), colours, strict=True):
         _draw_plate(pen, frame, outline=colour, width=line)
+    for frame in _frames(np.asarray(truth, dtype=np.float64).reshape(-1, 4), line=line, size=picture.size).tolist():
+        _draw_dashes(pen, frame, line=line)
     tags = [(round(font.getlength(text) + 0.6 * letter), round(1.3 * letter)) for text in texts]
     for text, colour, tag in zip(texts, colours, place_tags(tags, frames, size=picture.size), strict=True):
         _draw_plate(pen, tag, fill=colour)
@@ -150,6 +162,31 @@ def sheet(images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int
         canvas.paste(Image.fromarray(picture), (x, y))
         pen.text((x, y + len(picture) + line / 2), caption, fill=DARK, font=font, anchor="lm")
     return np.array(canvas)
+
+
+def save_jpeg(image: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a picture, uint8[H W 3], as JPEG, and only when it is whole put it in place."""
+    partial = Path(f"{path}.partial")
+    Image.fromarray(image).save(partial, format="JPEG", quality=90, subsampling=0)  # thin lines keep their colour
+    os.replace(partial, path)
+
+
+def _frames(boxes: np.ndarray, *, line: int, size: tuple[int, int]) -> np.ndarray:
+    """The outer edges, int[N 4], of lines around boxes: half in the box, half around it, within the picture."""
+    frames = (boxes.round() + line // 2 * np.array((-1, -1, 1, 1))).clip(0, (*size, *size)).astype(int)
+    frames[:, 2:] = np.maximum(frames[:, 2:], frames[:, :2] + 1)
+    return frames
+
+
+def _draw_dashes(pen: ImageDraw.ImageDraw, box: Sequence[int], *, line: int) -> None:
+    """Draw a rectangle of white dashes that leave open more than they cover."""
+    x1, y1, x2, y2 = box
+    for x in range(x1, x2, 6 * line):
+        for y in (y1, max(y1, y2 - line)):
+            _draw_plate(pen, (x, y, min(x + 2 * line, x2), min(y + line, y2)), fill=LIGHT)
+    for y in range(y1, y2, 6 * line):
+        for x in (x1, max(x1, x2 - line)):
+            _draw_plate(pen, (x, y, min(x + line, x2), min(y + 2 * line, y2)), fill=LIGHT)
 
 
 def _draw_plate(pen: ImageDraw.ImageDraw, box: Sequence[int], **paint: Any) -> None:

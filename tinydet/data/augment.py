@@ -20,6 +20,7 @@ def augment(
     *,
     fill: tuple[int, int, int],
     seed: int | tuple[int, ...],
+    fit: tuple[int, int] | None = None,
     scale_range: tuple[float, float] = (0.7, 1.5),
 ) -> Example:
     """Scale, crop, flip and recolour an example, the same way whenever the seed is the same.
@@ -29,17 +30,19 @@ def augment(
 
     Args:
         example: any picture size; boxes within the picture.
-        size: (height, width) of the network's input.
+        size: (height, width) of what comes out.
         fill: RGB colour of what the scaled picture leaves free on the right and below, 0..255.
         seed: decides everything; (seed, epoch, index) makes a sample independent of who draws it.
-        scale_range: bounds of the scale, relative to the one at which the picture just fits.
+        fit: (height, width) that a whole picture just fits at scale 1; `size` when None. With a larger one what comes
+            out is a part of the picture, at the resolution that the whole of it will have in prediction.
+        scale_range: bounds of the scale.
 
     Returns:
         An example whose image is uint8[H W 3] and whose `scale` is the one drawn.
     """
     rng = np.random.default_rng(seed)
     height, width = example.image.shape[:2]
-    scale = fit_scale((height, width), size) * rng.uniform(*scale_range)
+    scale = fit_scale((height, width), fit or size) * rng.uniform(*scale_range)
     objects = example.boxes[example.labels != IGNORE]
     window = choose_window(objects, (height, width), (size[0] / scale, size[1] / scale), rng=rng)
     # One filtered resampling of the pixels that are needed, by what scales the pictures in prediction too.

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -190,6 +191,13 @@ class KittiDataset(Dataset[Example]):
         ]
         self.boxes = [boxes for boxes, _ in targets]
         self.labels = [rows for _, rows in targets]
+
+    def take(self, rows: Sequence[int]) -> "KittiDataset":
+        """The same data set with these of its frames, in this order; a frame may come several times."""
+        taken = copy(self)
+        for name in ("names", "paths", "sizes", "objects", "boxes", "labels"):
+            setattr(taken, name, [getattr(self, name)[row] for row in rows])
+        return taken
 
     def __len__(self) -> int:
         return len(self.names)

@@ -75,6 +75,8 @@ def train_batches(
     seed: int,
     workers: int,
     fill: tuple[int, int, int],
+    fit: tuple[int, int] | None = None,
+    scale_range: tuple[float, float] | None = (0.7, 1.5),
     pin_memory: bool = False,
 ) -> DataLoader:
     """Load shuffled, augmented batches of several epochs in a row.
@@ -84,12 +86,14 @@ def train_batches(
 
     Args:
         dataset: a sized data set of unscaled examples.
-        size: (height, width) of the network's input.
+        size: (height, width) of the pictures of a batch.
         batch_size: what does not fill a batch at an epoch's end is left out of it.
         epochs: which epochs; `range(3, 10)` goes on where three are done.
         seed: decides the order and every augmentation.
         workers: processes; 0 loads in this one.
         fill: RGB colour of the padding, 0..255.
+        fit, scale_range: of `tinydet.data.augment.augment`; pictures are letterboxed and nothing else when the range
+            is None.
         pin_memory: whether to load into memory that a GPU can copy from meanwhile.
 
     Returns:
@@ -98,13 +102,18 @@ def train_batches(
     Raises:
         InputError: there are fewer examples than one batch needs.
     """
-    from tinydet.data.augment import augment  # here, because albumentations takes seconds to import
-
     examples = len(dataset)  # type: ignore[arg-type]
     if examples < batch_size:
         raise InputError(f"batch_size must be at most the number of training examples, {examples}, got {batch_size}")
 
-    make = partial(_augmented, dataset=dataset, augment=partial(augment, size=size, fill=fill), seed=seed)
+    make: Callable[[tuple[int, int]], Example]
+    if scale_range is None:
+        make = partial(_unchanged, dataset=dataset, size=size, fill=fill)
+    else:
+        from tinydet.data.augment import augment  # here, because albumentations takes seconds to import
+
+        change = partial(augment, size=size, fit=fit, fill=fill, scale_range=scale_range)
+        make = partial(_augmented, dataset=dataset, augment=change, seed=seed)
     order = _Shuffled(examples, batch_size=batch_size, epochs=epochs, seed=seed)
     return _load(make, order, workers=workers, pin_memory=pin_memory)
 
@@ -144,6 +153,13 @@ def _augmented(
     """Make the training example of one (epoch, index)."""
     epoch, index = key
     return augment(dataset[index], seed=(seed, epoch, index))
+
+
+def _unchanged(
+    key: tuple[int, int], *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
+) -> Example:
+    """Make the training example of one (epoch, index), the same in every epoch."""
+    return _letterboxed(key[1], dataset=dataset, size=size, fill=fill)
 
 
 def _letterboxed(

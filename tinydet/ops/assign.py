@@ -1,5 +1,7 @@
 """Assignment: what each anchor should say, given the objects of a picture."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,14 +43,71 @@ def assign(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: flo
     """
     if not len(boxes):  # nothing to reduce over: one row of padding means the same
         boxes, labels = boxes.new_zeros(1, 4), labels.new_full((1,), BACKGROUND)
-    shared = intersection(boxes, anchors)  # [M A]
-    anchor_area = area(anchors)
-    overlap = _iou(shared, area(boxes)[:, None], anchor_area)
-    overlap = overlap.where((labels >= 0)[:, None], 0)
+    shared, overlap = _planes(boxes, labels, anchors)
     best, match = overlap.max(0)  # of each anchor
-    match = match.where(best >= iou_threshold, -1)
+    return _targets(boxes, labels, anchors, shared, overlap, match.where(best >= iou_threshold, -1))
+
+
+def atss(boxes: Tensor, labels: Tensor, anchors: Tensor, *, places: Sequence[int], nearest: int = 9) -> Targets:
+    """Ground truth of one picture to targets of its anchors, by a threshold of each object's own.
+
+    The candidates of an object are the anchors at the `nearest` places of each level to its centre. It takes those
+    whose centre lies in it and whose IoU with it is at least the candidates' mean plus their standard deviation; an
+    anchor that several want goes to the one it overlaps most. All else is as for `assign`: so every object takes its
+    best anchor too, however little they overlap. An object gets some fifty anchors, large or small, where one threshold
+    of .5 gives five, and a small one a single one.
+
+    Args:
+        boxes: float[M 4], xyxy pixels of the network's input.
+        labels: int64[M]; rows labelled IGNORE are ignore regions, rows labelled BACKGROUND are padding.
+        anchors: float[A 4], same frame: by level, place and shape, as of `tinydet.ops.anchors.anchors`.
+        places: of each level.
+        nearest: places a level that are looked at.
+
+    Returns:
+        Targets of the A anchors.
+
+    Reference: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
+    Sample Selection, algorithm 1, with all shapes of a place as candidates. The forced matches are google/automl's.
+    """
+    if not len(boxes):
+        boxes, labels = boxes.new_zeros(1, 4), labels.new_full((1,), BACKGROUND)
+    shared, overlap = _planes(boxes, labels, anchors)
+    shapes = len(anchors) // sum(places)
+    centres = (anchors[::shapes, :2] + anchors[::shapes, 2:]) / 2  # [P 2]
+    offsets = centres - ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]  # [M P 2]
+    places_near, first = [], 0
+    for level in offsets.square().sum(-1).split(list(places), dim=1):
+        places_near.append(level.topk(min(nearest, level.shape[1]), largest=False, sorted=False).indices + first)
+        first += level.shape[1]
+    near = (torch.cat(places_near, 1)[..., None] * shapes + torch.arange(shapes, device=boxes.device)).flatten(
+        1
+    )  # [M C]
+    candidates = overlap.gather(1, near)
+    bar = candidates.mean(1, keepdim=True) + candidates.std(1, keepdim=True)
+    inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1).repeat_interleave(shapes, 1)
+    wanted = torch.zeros_like(overlap).scatter(1, near, candidates.where(candidates >= bar, 0)).where(inside, 0)
+    best, match = wanted.max(0)
+    return _targets(boxes, labels, anchors, shared, overlap, match.where(best > 0, -1))
+
+
+def _planes(boxes: Tensor, labels: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Shared area and IoU of every pair, the latter of objects alone. -> float[M A] twice."""
+    shared = intersection(boxes, anchors)
+    overlap = _iou(shared, area(boxes)[:, None], area(anchors))
+    return shared, overlap.where((labels >= 0)[:, None], 0)
+
+
+def _targets(boxes: Tensor, labels: Tensor, anchors: Tensor, shared: Tensor, overlap: Tensor, match: Tensor) -> Targets:
+    """Targets by the rows that anchors matched, and by what both assignments have in common.
+
+    Args:
+        boxes, labels, anchors: as for `assign`.
+        shared, overlap: float[M A], of `_planes`.
+        match: int64[A], the row that an anchor took, or -1.
+    """
     reach, favourite = overlap.max(1)  # of each object
-    ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
+    ignored = (shared > 0.5 * area(anchors)).logical_and((labels == IGNORE)[:, None]).any(0)
     match = _forced(match, reach, favourite)
     matched, row = match >= 0, match.clamp(min=0)
     return Targets(
@@ -85,10 +144,15 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
     Returns:
         Targets with a leading B.
     """
+    return _each(partial(assign, anchors=anchors, iou_threshold=iou_threshold), boxes, labels)
 
-    def one(boxes: Tensor, labels: Tensor) -> Targets:
-        return assign(boxes, labels, anchors, iou_threshold=iou_threshold)
 
+def atss_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, places: Sequence[int], nearest: int = 9) -> Targets:
+    """`atss` for every picture of a batch; arguments and result as for `assign_batch` and `atss`."""
+    return _each(partial(atss, anchors=anchors, places=places, nearest=nearest), boxes, labels)
+
+
+def _each(one: Callable[[Tensor, Tensor], Targets], boxes: Tensor, labels: Tensor) -> Targets:
     # On CPU the planes of one picture fit the cache and those of a batch do not: 3 to 5 times faster one by one.
     chunk_size = 1 if boxes.device.type == "cpu" else None
     return torch.func.vmap(one, chunk_size=chunk_size)(boxes, labels)

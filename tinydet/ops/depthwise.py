@@ -69,6 +69,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int =
     Returns:
         float[B C H' W'].
     """
-    if weight.shape[-1] <= QUICK_WIDTH or x.device.type != "cpu" or not torch.is_grad_enabled():
+    quick = weight.shape[-1] <= QUICK_WIDTH or x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if quick or not torch.is_grad_enabled():
         return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
     return _DepthwiseConv.apply(x, weight, stride, padding)

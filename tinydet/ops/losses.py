@@ -125,6 +125,7 @@ def detection_loss(
     smoothing: float = 0.0,
     delta: float = 0.1,
     box_weight: float = 50.0,
+    positives: Tensor | None = None,
     once: bool = False,
 ) -> Losses:
     """The loss of a batch: focal loss summed / N + box_weight * Huber loss of the positives summed / 4 N.
@@ -139,6 +140,7 @@ def detection_loss(
         alpha, gamma, smoothing: of `focal_loss`.
         delta: of `huber_loss`.
         box_weight: of the box term in the total.
+        positives: N - 1, a scalar, where these are a part of a batch; the losses of the parts add up to the batch's.
         once: to be differentiated once, by autograd: the gradient by the logits comes with the value, in a quarter of
             the time. torch.func and second derivatives need it off, smoothing too.
 
@@ -150,7 +152,7 @@ def detection_loss(
     """
     logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, deltas))
     positive = labels >= 0
-    count = positive.sum() + 1
+    count = (positive.sum() if positives is None else positives) + 1
     if once and not smoothing:
         classification = _FocalSum.apply(logits, labels, alpha, gamma) / count
     else:

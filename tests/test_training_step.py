@@ -1,14 +1,12 @@
 """A step of training does what the plain PyTorch loop does, to nothing but what it says."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from tinydet.data.loader import Batch
@@ -21,7 +19,15 @@ from tinydet.model.functional import Tensors, apply, normalize, state
 from tinydet.model.layers import NORM_DECAY, BatchNorm
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.step import State, frozen_modules, lr_factor, make_optimizer, train_step, trainable
+from tinydet.training.step import (
+    PRECISIONS,
+    State,
+    choose_precision,
+    frozen_modules,
+    make_optimizer,
+    train_step,
+    trainable,
+)
 from tinydet.weights.checkpoint import skeleton
 
 CONFIG = model_config(
@@ -147,7 +153,7 @@ def test_steps_are_those_of_a_plain_loop(name: str, lr: float, clip: float) -> N
     optimizer = make_optimizer(now.params, name=name, lr=lr, weight_decay=0.5)
     torch.manual_seed(1)
     for batch, want in zip(batches, terms, strict=True):
-        now, losses = train_step(now, batch, model=model, anchors=ANCHORS, optimizer=optimizer, **settings)
+        now, (losses, *_) = train_step(now, batch, model=model, anchors=ANCHORS, optimizer=optimizer, **settings)
         torch.testing.assert_close(tuple(losses), tuple(x.detach() for x in want), rtol=1e-9, atol=0)
     assert now.step == expected.step == 3
     for field in State._fields[:-1]:
@@ -172,7 +178,7 @@ def test_a_step_updates_params_in_place_and_nothing_else() -> None:
     now, batch, anchors = initial(), batch_of(0), ANCHORS.clone()
     params, others = copied(now.params), [copied(part) for part in (now.buffers, now.ema_params, now.ema_buffers)]
     optimizer = make_optimizer(now.params, name="adamw", lr=1e-3, weight_decay=1e-2)
-    later, losses = train_step(
+    later, (losses, *_) = train_step(
         now, batch, model=MODEL, anchors=anchors, optimizer=optimizer, clip=10.0, ema_decay=0.9998
     )
     for before, after in zip(others, (now.buffers, now.ema_params, now.ema_buffers), strict=True):
@@ -249,7 +255,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(freeze: str) -> None:
     learning = trainable(now.params, frozen)
     optimizer = make_optimizer(learning, name="sgd", lr=1e-2, weight_decay=1e-2)
     torch.manual_seed(1)
-    later, losses = train_step(
+    later, (losses, *_) = train_step(
         now, batch, model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1e9, ema_decay=0.5, frozen=frozen
     )
     fixed = {
@@ -320,25 +326,115 @@ def test_kernels_decay_and_nothing_else(model: str, name: str) -> None:
     assert len(found) == len(params)
 
 
-# The learning rate
+# A batch in parts
 
 
-@pytest.mark.parametrize(
-    ("step", "warmup", "total", "factor"),
-    [
-        *[(0, 4, 20, 0.25), (3, 4, 20, 1.0), (4, 4, 20, 1.0), (12, 4, 20, 0.5), (20, 4, 20, 0.0)],
-        *[(0, 0, 10, 1.0), (5, 0, 10, 0.5), (9, 0, 10, 0.5 * (1 + math.cos(0.9 * math.pi))), (10, 0, 10, 0.0)],
-        *[(0, 1, 1, 1.0), (1, 1, 1, 1.0), (0, 0, 1, 1.0), (0, 0, 0, 1.0)],
-    ],
-)
-def test_the_learning_rate_at_its_corners(step: int, warmup: int, total: int, factor: float) -> None:
-    assert lr_factor(step, warmup=warmup, total=total) == pytest.approx(factor, abs=1e-12)
+def frozen_norms() -> frozenset[str]:
+    """All batch norms: with statistics of their own they would see the difference between a batch and its parts."""
+    return frozen_modules(MODEL, "norms", known=[*initial().params, *initial().buffers])
 
 
-@given(st.integers(0, 30), st.integers(1, 100))
-def test_the_learning_rate_goes_up_then_down(warmup: int, rest: int) -> None:
-    factors = [lr_factor(step, warmup=warmup, total=warmup + rest) for step in range(warmup + rest)]
-    assert factors[:warmup] == sorted(factors[:warmup])
-    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
-    assert max(factors) == 1
-    assert min(factors) > 0
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_add_up_to_the_batch(parts: int) -> None:
+    """Also where the last part is smaller, and a part has no object."""
+    batch = batch_of(0)
+    batch = Batch(*(torch.cat([x, x, x])[:5] for x in batch[:5]), names=[*"abcde"])
+    labels = batch.labels.clone()
+    labels[:2] = BACKGROUND
+    batch = batch._replace(labels=labels)
+    found = []
+    for cut in (1, parts):
+        now = double(initial())
+        optimizer = make_optimizer(trainable(now.params, frozen_norms()), name="sgd", lr=1e-2, weight_decay=0.0)
+        found.append(
+            train_step(
+                now,
+                batch,
+                model=Double(model_config(**{**CONFIG.__dict__, "stochastic_depth": 0.0})).to("meta"),
+                anchors=ANCHORS,
+                optimizer=optimizer,
+                clip=1e9,
+                ema_decay=0.5,
+                frozen=frozen_norms(),
+                parts=cut,
+            )
+        )
+    (whole, of_whole), (cut_up, of_parts) = found
+    torch.testing.assert_close(tuple(of_parts.losses), tuple(of_whole.losses), rtol=1e-9, atol=0)
+    torch.testing.assert_close(of_parts.norm, of_whole.norm, rtol=1e-9, atol=0)
+    assert torch.equal(of_parts.matches, of_whole.matches)
+    torch.testing.assert_close(cut_up.params, whole.params, rtol=1e-9, atol=1e-12)
+
+
+def test_matches_are_counted_by_class() -> None:
+    now, batch = initial(), batch_of(0)
+    optimizer = make_optimizer(now.params, name="sgd", lr=0.0, weight_decay=0.0)
+    _, seen = train_step(now, batch, model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0)
+    labels = assign_batch(batch.boxes, batch.labels, ANCHORS).labels
+    assert seen.matches.tolist() == [int((labels == label).sum()) for label in range(2)]
+    assert min(seen.matches.tolist()) > 0
+
+
+def test_no_average_is_the_weights_themselves() -> None:
+    now = initial(step=5)
+    optimizer = make_optimizer(now.params, name="sgd", lr=1e-2, weight_decay=0.0)
+    later, _ = train_step(
+        now, batch_of(0), model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0
+    )
+    assert_equal(later.ema_params, later.params)
+    assert_equal(later.ema_buffers, later.buffers)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_nearly_the_same(precision: str) -> None:
+    """And the loss's scale, which only float16 has, leaves no trace."""
+    found = {}
+    for kind in ("off", precision):
+        now = initial()
+        optimizer = make_optimizer(now.params, name="sgd", lr=1e-2, weight_decay=0.0)
+        torch.manual_seed(1)
+        found[kind] = train_step(
+            now,
+            batch_of(0),
+            model=MODEL,
+            anchors=ANCHORS,
+            optimizer=optimizer,
+            clip=10.0,
+            ema_decay=0.0,
+            precision=kind,
+            scaler=GradScaler("cpu", enabled=kind == "fp16", init_scale=256.0),
+        )
+    (full, exact), (half, rounded) = found["off"], found[precision]
+    torch.testing.assert_close(tuple(rounded.losses), tuple(exact.losses), rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(rounded.norm, exact.norm, rtol=0.5, atol=0)
+    assert not torch.equal(rounded.losses.total, exact.losses.total)
+    moved = [(full.params[name] - x).abs().max().item() for name, x in half.params.items()]
+    assert 0 < max(moved) < 0.05
+    assert all(x.dtype == torch.float32 for part in parts(half) for x in part.values())
+    assert all(x.dtype == torch.float32 for x in rounded.losses)
+
+
+def test_an_overflow_of_the_scaled_gradient_costs_one_step() -> None:
+    now = initial(step=3)
+    before = [copied(part) for part in parts(now)]
+    optimizer = make_optimizer(now.params, name="adamw", lr=1e-2, weight_decay=0.0)
+    scaler = GradScaler("cpu", init_scale=2.0**127)
+    settings: dict[str, Any] = {"model": MODEL, "anchors": ANCHORS, "optimizer": optimizer, "clip": 1.0}
+    later, seen = train_step(now, batch_of(0), ema_decay=0.5, precision="fp16", scaler=scaler, **settings)
+    assert not seen.norm.isfinite()
+    assert seen.losses.total.isfinite()
+    assert later.step == 4
+    for old, new in zip(before, parts(later), strict=True):
+        assert_equal(old, new)
+    assert scaler.get_scale() == 2.0**126
+
+
+def test_where_the_matrix_units_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [choose_precision(amp, "cpu") for amp in ("auto", *PRECISIONS)] == ["off", *PRECISIONS]
+    assert choose_precision("auto", "mps") == "off"
+    for known, name in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, known=known: known)
+        assert choose_precision("auto", "cuda:1") == name

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinydet.evaluate import Scores
-from tinydet.train import Started
+from tinydet.training.events import Started
+from tinydet.training.settings import TrainSettings, fit_crop
 from tinydet.weights.load import Report
 
 LEVELS = ("easy", "moderate", "hard")
@@ -25,26 +26,47 @@ def ap_table(scores: Scores) -> str:
     return "\n".join([*_aligned(rows), *notes])
 
 
-def run_header(started: Started, *, device: str) -> str:
+def run_header(started: Started) -> str:
     """What a run came to, before its first step."""
-    config, settings, epoch = started.config, started.settings, started.epoch
-    height, width = config.image_size
+    run, done = started.run, len(started.history)
+    config, settings = run.config, run.settings
     reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items())
+    crop = fit_crop(settings, config)
+    parts = {
+        "seen in parts of " + "x".join(map(str, crop)): crop != config.image_size,
+        f"anchor scale {config.anchor_scale:g}": True,
+    }
+    learning = {
+        str(settings.optimizer): True,
+        f"peak lr {settings.peak_lr:.3g}": True,
+        settings.schedule: True,
+        f"weight decay {settings.decay:g}": True,
+        "no averaged weights": not settings.ema_decay,
+        f"{settings.freeze} frozen": settings.freeze != "none",
+        f"seed {settings.seed}": True,
+    }
+    length = f"{settings.epochs} epochs" if settings.minutes is None else f"{settings.minutes:g} minutes"
     lines = {
-        "model": f"{config.name}, {len(config.classes)} classes" + (f", weights of epoch {epoch}" if epoch else ""),
-        "start": weights_summary(started.report) if started.report else started.weights,
-        "input": f"{height}x{width}, anchor scale {config.anchor_scale:g}",
+        "model": f"{config.name}, {len(config.classes)} classes" + (f", weights of epoch {done}" if done else ""),
+        "start": weights_summary(run.report) if run.report else run.weights,
+        "input": "x".join(map(str, config.image_size)) + "".join(f", {text}" for text, told in parts.items() if told),
         "anchors": f"reach at IoU .5: {reached} of the training objects",
-        "data": started.splits[0],
-        "": started.splits[1],
-        "batch": f"{settings.batch_size}, {started.steps} steps an epoch",
-        "learning": f"{settings.optimizer}, peak lr {settings.peak_lr:.3g}, {settings.schedule}, "
-        f"weight decay {settings.decay:g}, seed {settings.seed}"
-        + (f", {settings.freeze} frozen" if settings.freeze != "none" else ""),
-        "device": f"{device}, float32",
-        "run": f"{started.out}, {settings.epochs} epochs" + (f" of which {epoch} are done" if epoch else ""),
+        "data": run.train_set.split_note,
+        "": run.val_set.split_note,
+        "batch": f"{_batch(settings)}, {run.plan.steps} steps an epoch",
+        "learning": ", ".join(text for text, told in learning.items() if told),
+        "device": f"{run.device}, {_PRECISE[run.precision]}",
+        "run": f"{started.out}, {length}" + (f", of which {done} epochs are done" if done else ""),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+_PRECISE = {"off": "float32", "bf16": "bfloat16 where it is safe", "fp16": "float16 where it is safe"}
+
+
+def _batch(settings: TrainSettings) -> str:
+    times = settings.grad_accumulation
+    return f"{settings.batch_size}" + (f" x {times} = {settings.step_size}" if times > 1 else "")
 
 
 def counted(found: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import hollow
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
-from tinydet.settings import TrainSettings, fit_model, new_run, resumed_settings
+from tinydet.training.settings import TrainSettings, fit_model, new_run, resumed_settings
 from tinydet.weights.checkpoint import save_checkpoint
 
 WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
@@ -20,7 +20,7 @@ WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
     [
         ({"model": "d9"}, "model must be one of d0, d1"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd; got 'adam'"),
-        ({"schedule": "linear"}, "schedule must be one of cosine, plateau; got 'linear'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, plateau, constant; got 'linear'"),
         ({"freeze": "head"}, "freeze must be one of none, trunk, norms; got 'head'"),
         ({"image_size": (0, 896)}, r"image_size must be positive, got \(0, 896\)"),
         ({"anchor_scale": 0.0}, "anchor_scale must be positive, got 0.0"),
@@ -99,7 +99,7 @@ def save_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def test_a_resumed_run_has_the_settings_that_it_began_with(out: Path) -> None:
-    given = TrainSettings("kitti", lr=0.25, epochs=3)
+    given = TrainSettings("kitti", lr=0.25, epochs=3, workers=0)
     assert resumed_settings(out, given, fixed=["data", "lr"]) == BEGAN
     assert resumed_settings(out, given, fixed=[]) == BEGAN
 

@@ -35,6 +35,19 @@ class Names(click.ParamType):
         return names
 
 
+class BatchSize(click.ParamType):
+    """N, or auto, which is None."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        if not (str(value).isdecimal() and int(value)):
+            self.fail(f"{value!r} is neither a positive number nor auto", param, ctx)
+        return int(value)
+
+
 class Pairs(click.ParamType):
     """NEW=OLD with commas between."""
 

@@ -1,15 +1,17 @@
 """One step of training as a function, and what it needs of torch.optim."""
 
-import math
 from collections.abc import Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
+from tinydet.model.detect import Assigner
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors, apply, ema_update, normalize, value_and_grad
 from tinydet.model.layers import NORM_DECAY, BatchNorm
@@ -21,6 +23,8 @@ from tinydet.ops.losses import Losses, detection_loss
 # the root (Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms) is this for eight.
 OPTIMIZERS = {"adamw": (4e-3, 8, 0.5, 1e-2), "sgd": (0.08, 64, 1.0, 4e-5)}
 FREEZE = ("none", "trunk", "norms")
+PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the network computes in, by the name of it."""
 
 
 class State(NamedTuple):
@@ -33,6 +37,17 @@ class State(NamedTuple):
     step: int
 
 
+class Measured(NamedTuple):
+    """What a step saw."""
+
+    losses: Losses
+    """Of the whole batch, before the step."""
+    norm: Tensor
+    """Global norm of the gradient before it was clipped, a scalar."""
+    matches: Tensor
+    """int64[K]: how many anchors took an object of each class."""
+
+
 def train_step(
     state: State,
     batch: Batch,
@@ -42,8 +57,12 @@ def train_step(
     optimizer: Optimizer,
     clip: float,
     ema_decay: float,
+    assign: Assigner = assign_nearby,
     frozen: Collection[str] = (),
-) -> tuple[State, Losses]:
+    parts: int = 1,
+    precision: str = "off",
+    scaler: GradScaler | None = None,
+) -> tuple[State, Measured]:
     """Gradients, clip, optimiser, EMA.
 
     Args:
@@ -53,38 +72,54 @@ def train_step(
         anchors: float[A 4] of the batch's size.
         optimizer: over those of `state.params` that are `trainable`, with the learning rate of this step.
         clip: largest global norm of the gradient.
-        ema_decay: of the averaged weights; less at first, min(ema_decay, (1 + step) / (10 + step)). So is the decay of
-            the running batch-norm statistics, or the first epochs would be validated with statistics of no picture.
+        ema_decay: of the averaged weights, 0 for none; less at first, min(ema_decay, (1 + step) / (10 + step)). So is
+            the decay of the running batch-norm statistics, or the first epochs would be validated with statistics of
+            no picture.
+        assign: gives the anchors their targets, as of `tinydet.model.detect.model_assigner`.
         frozen: names of modules whose parameters and statistics stay as they are, as of `frozen_modules`.
+        parts: into how many the batch is cut that go through the network one after the other, for less memory. The
+            loss is that of the whole batch; batch norms see a part at a time.
+        precision: of the network, a key of `PRECISIONS`; losses are in float32.
+        scaler: of the loss, which "fp16" needs. A step whose scaled gradient overflows updates nothing but the scale.
 
     Returns:
-        The state after the step, and the losses before it.
+        The state after the step, and what was seen before it.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; nothing was updated.
     """
-    config = model.config
-    images = normalize(batch.images, mean=config.mean, std=config.std)
-    targets = assign_nearby(batch.boxes, batch.labels, anchors)
+    scaler = scaler or GradScaler(anchors.device.type, enabled=False)
+    targets = assign(batch.boxes, batch.labels, anchors)
+    matches = torch.bincount(targets.labels[targets.labels >= 0], minlength=len(model.config.classes))
+    loss = partial(
+        _part_loss, model=model, positives=matches.sum(), frozen=frozen, precision=PRECISIONS[precision], scaler=scaler
+    )
+    learning, buffers = trainable(state.params, frozen), state.buffers
+    found, grads = [], dict.fromkeys(learning, torch.zeros((), device=anchors.device))
+    for part in zip(*(x.chunk(parts) for x in (batch.images, targets.labels, targets.deltas)), strict=True):
+        (_, (losses, buffers)), slopes = value_and_grad(loss, has_aux=True)(learning, state.params, buffers, *part)
+        found.append(losses)
+        grads = {name: grads[name] + slope for name, slope in slopes.items()}
+    losses = Losses(*(torch.stack(terms).sum() for terms in zip(*found, strict=True)))
 
-    def loss(params: Tensors) -> tuple[Tensor, tuple[Losses, Tensors]]:
-        every = {**state.params, **params}
-        outputs, buffers = apply(model, every, state.buffers, images, train=True, frozen=frozen)
-        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas, once=True)
-        return losses.total, (Losses(*(term.detach() for term in losses)), buffers)
-
-    (total, (losses, buffers)), grads = value_and_grad(loss, has_aux=True)(trainable(state.params, frozen))
-    norm = torch.nn.utils.get_total_norm(list(grads.values()))
-    if not (total + norm).isfinite():
-        terms = ", ".join(f"{name} {value:g}" for name, value in {**losses._asdict(), "gradient norm": norm}.items())
-        raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({terms}) on {', '.join(batch.names)}")
-
-    scale = (clip / (norm + 1e-6)).clamp(max=1)
-    for name, grad in grads.items():
+    for name, param in learning.items():
         # In the memory order of the parameter: autograd has its own, and the fused optimisers do not look.
-        param = state.params[name]
-        param.grad = torch.mul(grad, scale, out=torch.empty_like(param))
-    optimizer.step()
+        param.grad = torch.empty_like(param).copy_(grads[name])
+    scaler.unscale_(optimizer)
+    clipped = [param.grad for param in learning.values() if param.grad is not None]
+    norm = torch.nn.utils.get_total_norm(clipped)
+    measured = Measured(losses, norm, matches)
+    if not (losses.total + norm).isfinite():
+        if not (losses.total.isfinite() and scaler.get_scale() > 1):
+            terms = {**losses._asdict(), "gradient norm": norm}
+            shown = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+            names = ", ".join(batch.names)
+            raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({shown}) on {names}")
+        scaler.update()  # half
+        return state._replace(step=state.step + 1), measured
+    torch._foreach_mul_(clipped, (clip / (norm + 1e-6)).clamp(max=1))
+    scaler.step(optimizer)
+    scaler.update()
 
     ramp = (1 + state.step) / (10 + state.step)
     decay = min(ema_decay, ramp)
@@ -96,7 +131,38 @@ def train_step(
         ema_params=ema_update(state.ema_params, state.params, decay=decay),
         ema_buffers=ema_update(state.ema_buffers, buffers, decay=decay),
         step=state.step + 1,
-    ), losses
+    ), measured
+
+
+def _part_loss(
+    learning: Tensors,
+    params: Tensors,
+    buffers: Tensors,
+    images: Tensor,
+    labels: Tensor,
+    deltas: Tensor,
+    *,
+    model: EfficientDet,
+    positives: Tensor,
+    frozen: Collection[str],
+    precision: torch.dtype,
+    scaler: GradScaler,
+) -> tuple[Tensor, tuple[Losses, Tensors]]:
+    """The scaled share of some pictures in the loss of a batch of so many `positives`; its terms and the buffers."""
+    pictures = normalize(images, mean=model.config.mean, std=model.config.std)
+    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        outputs, buffers = apply(model, params | learning, buffers, pictures, train=True, frozen=frozen)
+    losses = detection_loss(outputs.logits, outputs.deltas, labels, deltas, positives=positives, once=True)
+    return scaler.scale(losses.total), (Losses(*(term.detach() for term in losses)), buffers)
+
+
+def choose_precision(amp: str, device: torch.device | str) -> str:
+    """The key of `PRECISIONS` that "auto" stands for on a device: what its matrix units are made for, none on a CPU."""
+    if amp != "auto":
+        return amp
+    if torch.device(device).type != "cuda":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def frozen_modules(model: EfficientDet, freeze: str, *, known: Collection[str]) -> frozenset[str]:
@@ -135,10 +201,3 @@ def make_optimizer(params: Tensors, *, name: str, lr: float, weight_decay: float
     if name == "sgd":
         return SGD(groups, lr=lr, momentum=0.9, fused=True)
     return AdamW(groups, lr=lr, fused=True)
-
-
-def lr_factor(step: int, *, warmup: int, total: int) -> float:
-    """The learning rate of a step as a share of its peak: up in a line, then down in half a cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

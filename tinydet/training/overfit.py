@@ -1,0 +1,97 @@
+"""The first thing to try on new data: whether a few pictures can be learned by heart, and what is wrong if not."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from tinydet.data.example import fit_scale
+from tinydet.data.kitti import KittiDataset
+from tinydet.errors import InputError
+from tinydet.labels import IGNORE
+from tinydet.model.config import ModelConfig
+from tinydet.model.detect import Detections, model_anchors
+from tinydet.ops.anchors import coverage
+from tinydet.ops.boxes import iou
+from tinydet.training.settings import TrainSettings
+
+STEPS = 20  # of an epoch
+EPOCHS = 20  # at most
+REPEATS = 41  # With fewer than 41 objects no detector gets an R40 of 100: every picture is scored as often as that.
+SHOWN = 5
+
+
+def overfit_settings(settings: TrainSettings) -> TrainSettings:
+    """Settings without what keeps a run from learning by heart; augmentation and crops go where `overfit` is set."""
+    assert settings.overfit is not None
+    return dataclasses.replace(
+        settings,
+        batch_size=min(settings.batch_size or settings.overfit, settings.overfit),
+        grad_accumulation=1,
+        epochs=EPOCHS,
+        weight_decay=0.0,
+        ema_decay=0.0,
+    )
+
+
+def overfit_frames(dataset: KittiDataset, count: int) -> tuple[KittiDataset, KittiDataset]:
+    """The first frames that hold an object: often enough for an epoch of `STEPS` steps, and once, to validate on.
+
+    Raises:
+        InputError: there are fewer such frames.
+    """
+    rows = [row for row, labels in enumerate(dataset.labels) if (labels != IGNORE).any()]
+    if len(rows) < count:
+        raise InputError(f"overfit: asked for {count} pictures with objects, there are {len(rows)}")
+    return dataset.take(rows[:count] * STEPS), dataset.take(rows[:count])
+
+
+def overfit_faults(
+    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, *, score_threshold: float = 0.3
+) -> list[str]:
+    """What is wrong with each object that was not learned, a line each, and how many more there are.
+
+    Args:
+        dataset: the frames that were trained on.
+        detections: in them, in original pixels.
+        config: the model's.
+        score_threshold: what scores lower is not taken for an answer.
+    """
+    faults = []
+    anchors = model_anchors(config)
+    for row, found in enumerate(detections):
+        labels = torch.from_numpy(dataset.labels[row])
+        boxes = torch.from_numpy(dataset.boxes[row])[labels != IGNORE]
+        labels, scale = labels[labels != IGNORE], fit_scale(dataset.sizes[row], config.image_size)
+        sure = found.scores >= score_threshold
+        overlaps = iou(boxes, found.boxes[sure])
+        for box, label, reach, overlap in zip(boxes, labels, coverage(boxes * scale, anchors), overlaps, strict=True):
+            fault = _fault(overlap, found.labels[sure], label, reach, config.classes)
+            if fault:
+                width, height = ((box[2:] - box[:2]) * scale).tolist()
+                name = config.classes[int(label)]
+                faults.append(f"{dataset.names[row]}: {name} of {width:.0f}x{height:.0f} input pixels {fault}")
+    rest = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    return faults[:SHOWN] + rest
+
+
+def _fault(
+    overlap: torch.Tensor, found: torch.Tensor, label: torch.Tensor, reach: torch.Tensor, classes: Sequence[str]
+) -> str:
+    """Why an object is not among the detections, nothing if it is.
+
+    Args:
+        overlap: float[D], the IoU of each detection with the object.
+        found: int64[D], their labels.
+        label: the object's.
+        reach: the best IoU of an anchor with the object.
+        classes: their names.
+    """
+    near = overlap >= 0.5
+    if (near & (found == label)).any():
+        return ""
+    if near.any():
+        return f"was taken for {classes[int(found[near][0])]}: look at its label, or train longer"
+    if reach < 0.5:
+        return f"is reached by no anchor (best IoU {reach:.2f}): a larger --size, or another --anchor-scale"
+    return "was not found: look at its box, train longer, or change --lr"

@@ -1,0 +1,191 @@
+"""What a run of training begins with: data, model, weights, optimiser, and a batch that memory holds."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from tinydet.data.kitti import KittiDataset
+from tinydet.data.loader import train_batches
+from tinydet.errors import InputError
+from tinydet.model.config import ModelConfig
+from tinydet.model.detect import model_anchors, model_assigner
+from tinydet.model.functional import Tensors
+from tinydet.training.batch_size import MOST, largest_batch, memory_limit, noise, peak_bytes
+from tinydet.training.overfit import overfit_frames, overfit_settings
+from tinydet.training.schedule import Plan
+from tinydet.training.settings import TrainSettings, fit_crop, fit_model
+from tinydet.training.step import (
+    Measured,
+    State,
+    choose_precision,
+    frozen_modules,
+    make_optimizer,
+    train_step,
+    trainable,
+)
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, skeleton
+from tinydet.weights.fetch import Progress
+from tinydet.weights.load import Report, fit_weights, load_weights
+
+
+class Run(NamedTuple):
+    """All of a run that its epochs do not replace."""
+
+    settings: TrainSettings
+    """With the batch size that was found, where none was given."""
+    config: ModelConfig
+    train_set: KittiDataset
+    val_set: KittiDataset
+    weights: str
+    """What the run began from: a file and what it is, or "random weights"."""
+    report: Report | None
+    """What became of every tensor of that file; None of a run that goes on."""
+    frozen: frozenset[str]
+    optimizer: Optimizer
+    plateau: ReduceLROnPlateau
+    scaler: GradScaler
+    step: Callable[..., tuple[State, Measured]]
+    """`train_step` of a state, a batch, and the `parts` to cut that into."""
+    plan: Plan
+    device: torch.device
+    precision: str
+    """A key of `tinydet.training.step.PRECISIONS`."""
+
+
+def start(
+    settings: TrainSettings,
+    out: Path | None,
+    *,
+    resume: bool,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[Run, State, dict[str, Any]]:
+    """Make all that a run needs, and write nothing.
+
+    Args: as for `tinydet.train.train`.
+
+    Returns:
+        The run, its state, and what its last checkpoint says of its training so far.
+
+    Raises:
+        InputError: the data, the settings or the folder are no good.
+    """
+    train_set, val_set = (KittiDataset(settings.data, split, classes=settings.classes) for split in ("train", "val"))
+    begin, report = _first_checkpoint(settings, train_set, out, resume=resume, device=device, progress=progress)
+    config, training, model = begin.config, begin.training, skeleton(begin.config)
+    now = State(begin.params, begin.buffers, begin.ema_params, begin.ema_buffers, training["step"])
+    if settings.overfit is not None:
+        train_set, val_set = overfit_frames(train_set, settings.overfit)
+        settings = overfit_settings(settings)
+    crop, frozen = fit_crop(settings, config), frozenset(training["frozen"])
+    precision = choose_precision(settings.amp, device)
+    scaler = GradScaler(device.type, enabled=precision == "fp16")
+    step = partial(
+        train_step,
+        model=model,
+        anchors=model_anchors(config, crop, device=device),
+        clip=settings.clip,
+        ema_decay=settings.ema_decay,
+        assign=model_assigner(str(settings.assignment), config, crop),
+        frozen=frozen,
+        precision=precision,
+    )
+    if settings.batch_size is None:
+        most = min(MOST, max(1, len(train_set) // (8 * settings.grad_accumulation)))  # leaves eight steps an epoch
+        attempt = partial(_try_step, now=now, step=step, frozen=frozen, crop=crop, device=device)
+        found = largest_batch(attempt, limit=memory_limit(device), most=most)
+        settings = dataclasses.replace(settings, batch_size=found)
+    optimizer = make_optimizer(
+        trainable(now.params, frozen), name=str(settings.optimizer), lr=settings.peak_lr, weight_decay=settings.decay
+    )
+    plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
+    if resume:
+        optimizer.load_state_dict(training["optimizer"])
+        plateau.load_state_dict(training["plateau"])
+        scaler.load_state_dict(training["scaler"])
+    plan = Plan(
+        steps=len(train_set) // settings.step_size,
+        epochs=settings.epochs,
+        seconds=None if settings.minutes is None else 60 * settings.minutes,
+        warmup_epochs=settings.warmup_epochs,
+    )
+    step = partial(step, optimizer=optimizer, scaler=scaler)
+    made = (frozen, optimizer, plateau, scaler, step, plan, device, precision)
+    return Run(settings, config, train_set, val_set, training["weights"], report, *made), now, training
+
+
+def training_batches(settings: TrainSettings, config: ModelConfig, train_set: KittiDataset, **how: Any) -> DataLoader:
+    """The batches that a run is trained on; `how` is what else `tinydet.data.loader.train_batches` asks for."""
+    return train_batches(
+        train_set,
+        fit_crop(settings, config),
+        fit=config.image_size,
+        scale_range=None if settings.overfit else settings.scale_range,
+        seed=settings.seed,
+        fill=config.fill,
+        **how,
+    )
+
+
+def _first_checkpoint(
+    settings: TrainSettings,
+    train_set: KittiDataset,
+    out: Path | None,
+    *,
+    resume: bool,
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[Checkpoint, Report | None]:
+    """The last checkpoint of a run to go on with; or the first of a new run, and the report on its weights."""
+    last = out / "last.pt" if out is not None else None
+    if resume:
+        if last is None:
+            raise InputError("resume: say which run to go on with")
+        return load_checkpoint(last, device=device), None
+    if last is not None and last.exists():
+        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
+    weights = load_weights(settings.weights, model=settings.model, progress=progress)
+    config = fit_model(settings, train_set.sizes, base=weights.config)
+    torch.manual_seed(settings.seed)
+    params, buffers, report = fit_weights(weights, config, class_map=dict(settings.class_map))
+    frozen = frozen_modules(skeleton(config), settings.freeze, known=report.taken)
+    ema_params, ema_buffers = _copied(params, device), _copied(buffers, device)
+    training = {
+        "step": 0,
+        "parts": settings.grad_accumulation,
+        "elapsed": 0.0,
+        "history": [],
+        "best": (-1.0, 0.0),
+        "weights": weights.source,
+        "frozen": sorted(frozen),
+    }
+    begin = Checkpoint(config, _copied(params, device), _copied(buffers, device), ema_params, ema_buffers, training)
+    return begin, report
+
+
+def _try_step(
+    pictures: int,
+    *,
+    now: State,
+    step: Callable[..., tuple[State, Measured]],
+    frozen: frozenset[str],
+    crop: tuple[int, int],
+    device: torch.device,
+) -> int:
+    """The bytes that are held at most during a step of so many pictures; nothing that is given changes."""
+    state = now._replace(params=_copied(now.params, device))
+    optimizer = make_optimizer(trainable(state.params, frozen), name="adamw", lr=0.0, weight_decay=0.0)
+    batch = noise(pictures, crop, device)
+    return peak_bytes(lambda: step(state, batch, optimizer=optimizer), device)
+
+
+def _copied(tensors: Tensors, device: torch.device) -> Tensors:
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
