@@ -15,11 +15,13 @@ def label_line(kind: str, box: tuple[float, ...], *, truncated: float = 0, occlu
     return f"{kind} {truncated:.2f} {occluded} -1.57 {sides} 1.65 1.67 3.64 -1.21 1.77 44.49 -1.59"
 
 
-def write_frame(training: Path, name: str, lines: list[str], *, suffix: str = ".png") -> None:
+def write_frame(
+    training: Path, name: str, lines: list[str], *, suffix: str = ".png", size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> None:
     """Add a frame of noise and its labels to a `training` folder."""
     for folder in ("image_2", "label_2"):
         (training / folder).mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(name)).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(len(name)).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(training / "image_2" / f"{name}{suffix}")
     (training / "label_2" / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
 

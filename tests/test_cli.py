@@ -61,9 +61,11 @@ def test_train_prints_what_it_came_to_and_a_row_an_epoch(home: Path) -> None:
     assert "Car" in lines[3]
     assert lines[-2].split()[0] == "1"
     assert str(home / "runs/lite0-1/best.pt") in lines[-1]
-    assert {path.name for path in (home / "runs/lite0-1").iterdir()} == {
-        *("best.pt", "last.pt", "metrics.jsonl", "config.json")
+    assert {path.name for path in (home / "runs/lite0-1").iterdir()} >= {
+        *("best.pt", "last.pt", "metrics.jsonl", "config.json", "command.txt", "train-sheet.jpg", "val-sheet.jpg"),
+        *("losses.png", "ap.png", "precision-recall.png"),
     }
+    assert (home / "runs/lite0-1/command.txt").read_text().startswith("tinydet ")
     assert json.loads((home / "runs/lite0-1/config.json").read_text())["weights"] in lines[1]
 
 
@@ -74,15 +76,46 @@ def test_train_names_its_own_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_train_leaves_a_finished_run_alone(home: Path) -> None:
-    before = {path: path.read_bytes() for path in (home / "runs/lite0-1").iterdir()}
+    before = {path: path.read_bytes() for path in (home / "runs/lite0-1").iterdir() if path.is_file()}
     assert "holds a run already" in refusal("train", home / "kitti", *TINY, "--out", home / "runs/lite0-1")
-    assert before == {path: path.read_bytes() for path in (home / "runs/lite0-1").iterdir()}
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_resume_refuses_other_settings(home: Path) -> None:
-    line = refusal("train", home / "kitti", "--out", home / "runs/lite0-1", "--resume", "--lr", "0.5")
-    assert "lr" in line
-    assert "0.5" in line
+    resume: list[str | Path] = ["train", home / "kitti", "--out", home / "runs/lite0-1", "--resume"]
+    assert "lr None and cannot go on with 0.5" in refusal(*resume, "--lr", "0.5")
+    assert "ema_decay 0.9998 and cannot go on with 0.0" in refusal(*resume, "--no-ema")
+    assert "batch_size 2 and cannot go on with None" in refusal(*resume, "--batch-size", "auto")
+
+
+def test_resume_takes_any_workers_and_another_way_to_the_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home / "kitti")
+    result = run("train", ".", "--out", home / "runs/lite0-1", "--resume", "--workers", "2", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert "1 epochs, of which 1 are done" in result.stdout
+
+
+def test_a_run_is_as_long_as_it_was_told_one_way(home: Path) -> None:
+    assert refusal("train", home / "kitti", "--epochs", "3", "--minutes", "5") == (
+        "error: --epochs and --minutes: give one of them"
+    )
+    assert "neither a positive number nor auto" in run("train", home / "kitti", "--batch-size", "many").stderr
+
+
+def test_runs_and_what_tells_two_apart(home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "runs/other"
+    result = run("train", home / "kitti", *TINY, "--lr", "0.001", "--no-ema", "--out", other)
+    assert result.exit_code == 0, result.output
+    listed = run("runs", tmp_path / "runs").stdout
+    assert "other" in listed
+    assert "lite0" in listed
+    result = run("compare", home / "runs/lite0-1", other, "--plot", tmp_path / "both.png")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert any(line.split()[:1] == ["lr"] and "0.001" in line for line in lines)
+    assert any(line.split()[:1] == ["ema_decay"] for line in lines)
+    assert (tmp_path / "both.png").is_file()
+    assert "not the folder of a run" in refusal("compare", home, other)
 
 
 def test_a_run_starts_from_another_runs_weights(home: Path, tmp_path: Path) -> None:
@@ -127,7 +160,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit(home: Path, tmp_path: Path) ->
 def test_auto_trains_from_random_weights_only_after_a_warning(home: Path, tmp_path: Path) -> None:
     result = run("train", home / "kitti", *TINY, "--model", "lite3", "--out", tmp_path / "run")
     assert result.exit_code == 0
-    (warning,) = result.stderr.splitlines()
+    (warning,) = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
     assert warning.startswith("warning: starts from random weights, because cannot fetch https://")
     assert "start     random weights\n" in result.stdout
 

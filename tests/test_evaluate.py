@@ -180,7 +180,15 @@ def test_truths_are_the_label_files() -> None:
 
 def test_the_mean_is_of_moderate_r40() -> None:
     rows = {"Car": {"easy": 1.0, "moderate": 20.0, "hard": 3.0}, "Van": {"easy": 4.0, "moderate": 50.0, "hard": 6.0}}
-    assert mean_moderate({"R40": rows, "R11": {}, "n_gt": {}}) == 35.0
+    counts = {name: {"moderate": 7.0} for name in rows}
+    assert mean_moderate({"R40": rows, "R11": {}, "n_gt": counts}) == 35.0
+    assert (
+        mean_moderate(
+            {"R40": rows | {"Tram": {"moderate": 0.0}}, "R11": {}, "n_gt": counts | {"Tram": {"moderate": 0.0}}}
+        )
+        == 35.0
+    )
+    assert mean_moderate({"R40": {"Tram": {"moderate": 0.0}}, "R11": {}, "n_gt": {"Tram": {"moderate": 0.0}}}) == 0.0
 
 
 # Weights

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tinydet.events import Event, Noted, Started, Stepped, Validated
-from tinydet.settings import TrainSettings
-from tinydet.start import training_batches
 
 import tinydet.pictures
 from tests.kitti_folders import write_kitti
@@ -26,6 +23,9 @@ from tinydet.model.config import model_config
 from tinydet.model.detect import Detections
 from tinydet.ops.losses import Losses
 from tinydet.pictures import Frame, illustrated, scalars, tensorboarded, train_sheet, val_frames, val_sheet
+from tinydet.training.events import Event, Noted, Started, Stepped, Validated
+from tinydet.training.settings import TrainSettings
+from tinydet.training.start import training_batches
 
 CLASSES, TRAIN, VAL = ("Car", "Pedestrian"), 18, 20
 CURVES = {"losses.png", "ap.png"}
@@ -73,8 +73,8 @@ def said(run: Any, out: Path, *, best: tuple[bool, ...] = (True, False), done: i
     """What a run of some epochs says, with two steps each."""
     events: list[Event] = [Started(out, run, {}, [row(i + 1) for i in range(done)])]
     for epoch, better in enumerate(best, done + 1):
-        for step in (6 * epoch - 1, 6 * epoch):
-            events.append(Stepped(step, Losses(*(torch.tensor(float(step)) for _ in range(3)))))
+        steps = (6 * epoch - 1, 6 * epoch)
+        events += [Stepped(step, Losses(*(torch.tensor(float(step)) for _ in range(3)))) for step in steps]
         events.append(Validated(row(epoch), better, found(run)))
     return events
 
@@ -221,7 +221,9 @@ def test_a_frame_shows_what_is_sure_or_the_best_and_says_so(
 @pytest.fixture
 def board() -> Any:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
 
     def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
         accumulator = EventAccumulator(str(folder)).Reload()

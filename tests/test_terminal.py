@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from tinydet.cli.terminal import ap_table, counted, epoch_head, epoch_row, run_header, weights_lines, weights_summary
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
-from tinydet.train import Started
+from tinydet.training.events import Started
+from tinydet.training.schedule import Plan
 from tinydet.training.settings import TrainSettings
+from tinydet.training.start import Run
 from tinydet.weights.load import Report
 
 LEVELS = ("easy", "moderate", "hard")
@@ -92,45 +96,56 @@ REPORT = Report(
 )
 
 
-def started(epoch: int, **changes: Any) -> Started:
-    settings = TrainSettings(data="kitti", model="lite0", classes=("Car", "Tram"), batch_size=4, seed=3, **changes)
+def started(done: int, *, device: str = "cpu", precision: str = "off", **changes: Any) -> Started:
+    settings = TrainSettings(
+        **{"data": "kitti", "model": "lite0", "classes": ("Car", "Tram"), "batch_size": 4, "seed": 3, **changes}
+    )
     config = model_config("lite0", classes=settings.classes, image_size=(256, 896), anchor_scale=2.5)
-    return Started(
-        out=Path("runs/lite0-1"),
-        config=config,
+    run = SimpleNamespace(
         settings=settings,
-        splits=("7 train frames", "3 val frames"),
-        coverage={"Car": 0.987, "Tram": 0.5},
-        steps=12,
-        epoch=epoch,
+        config=config,
+        train_set=SimpleNamespace(split_note="7 train frames"),
+        val_set=SimpleNamespace(split_note="3 val frames"),
         weights="best.pt (tinydet lite0)",
-        report=None if epoch else REPORT,
+        report=None if done else REPORT,
+        plan=Plan(steps=12, epochs=settings.epochs),
+        device=torch.device(device),
+        precision=precision,
+    )
+    return Started(
+        Path("runs/lite0-1"), cast(Run, run), {"Car": 0.987, "Tram": 0.5}, [{"epoch": i + 1} for i in range(done)]
     )
 
 
 def test_the_header_says_what_a_run_came_to() -> None:
-    lines = run_header(started(0, lr=0.002), device="cpu").splitlines()
+    lines = run_header(started(0, lr=0.002)).splitlines()
     assert [line[:10].strip() for line in lines] == [
         *("model", "start", "input", "anchors", "data", "", "batch", "learning", "device", "run")
     ]
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
         "a.pth (effdet), 6 tensors: 2 taken, 1 replaced, 3 left out; 1 new; class rows kept: Car from car",
-        "256x896, anchor scale 2.5",
+        "256x896, seen in parts of 256x448, anchor scale 2.5",
         "reach at IoU .5: Car 99%, Tram 50% of the training objects",
         "7 train frames",
         "3 val frames",
         "4, 12 steps an epoch",
-        "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
+        "adamw, peak lr 0.002, cosine, weight decay 0.01, assignment atss, seed 3",
         "cpu, float32",
         "runs/lite0-1, 50 epochs",
     ]
 
 
-def test_the_header_says_what_the_defaults_came_to() -> None:
-    header = run_header(started(0, optimizer="sgd", schedule="plateau", freeze="trunk"), device="cuda:1")
-    assert "sgd, peak lr 0.005, plateau, weight decay 4e-05, seed 3, trunk frozen\n" in header
-    assert "cuda:1, float32" in header
+def test_the_header_says_what_the_settings_came_to() -> None:
+    told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "trunk", "ema_decay": 0.0}
+    header = run_header(started(0, device="cuda:1", precision="bf16", grad_accumulation=2, minutes=13.5, **told))
+    assert (
+        "sgd, peak lr 0.01, plateau, weight decay 4e-05, assignment iou, no averaged weights, trunk frozen, seed 3\n"
+    ) in header
+    assert "cuda:1, bfloat16 where it is safe\n" in header
+    assert "4 x 2 = 8, 12 steps an epoch\n" in header
+    assert "input     256x896, anchor scale 2.5\n" in header
+    assert header.endswith("runs/lite0-1, 13.5 minutes")
 
 
 def test_every_tensor_of_a_file_has_its_line() -> None:
@@ -160,9 +175,9 @@ def test_what_was_found_in_one_line() -> None:
 
 @pytest.mark.parametrize("epoch", [1, 50])
 def test_the_header_of_a_resumed_run(epoch: int) -> None:
-    lines = run_header(started(epoch), device="cpu").splitlines()
+    lines = run_header(started(epoch)).splitlines()
     assert lines[0].endswith(f"weights of epoch {epoch}")
-    assert lines[-1].endswith(f"runs/lite0-1, 50 epochs of which {epoch} are done")
+    assert lines[-1].endswith(f"runs/lite0-1, 50 epochs, of which {epoch} are done")
 
 
 def row_of(classes: tuple[str, ...], *, epoch: int = 7, lr: float = 0.00123, loss: float = 1.23456) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -15,17 +16,21 @@ import pytest
 import torch
 
 import tinydet.train
+import tinydet.training.start
 from tests.checkpoints import assert_same
 from tests.kitti_folders import label_line, write_frame, write_kitti
 from tinydet.cli.terminal import run_header
 from tinydet.data.kitti import KittiDataset
+from tinydet.data.scenes import draw_scenes
 from tinydet.errors import InputError
 from tinydet.evaluate import Validation
 from tinydet.model.config import model_config
 from tinydet.model.detect import model_anchors
-from tinydet.train import Started, Stepped, Validated, anchor_coverage, train
+from tinydet.model.efficientdet import EfficientDet, Outputs
+from tinydet.train import anchor_coverage, train
+from tinydet.training.events import Event, Noted, Started, Stepped, Validated
+from tinydet.training.schedule import lr_factor
 from tinydet.training.settings import TrainSettings
-from tinydet.training.step import lr_factor
 from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
 
 # Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
@@ -37,7 +42,7 @@ class Run(NamedTuple):
     """A run and what it said."""
 
     out: Path
-    events: list[Started | Stepped | Validated]
+    events: list[Event]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -66,7 +71,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
 def through(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "through"
-    yield Run(out, list(train(settings, out)))
+    yield Run(out, list(train(settings, out, command="tinydet train 'my data'")))
     shutil.rmtree(out)
 
 
@@ -115,21 +120,21 @@ def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_a_run_says_what_happens_as_it_happens(settings: TrainSettings, through: Run) -> None:
-    kinds = [type(event) for event in through.events]
+    kinds = [type(event) for event in through.events if not isinstance(event, Noted)]
     assert kinds == [Started, *([Stepped] * STEPS + [Validated]) * EPOCHS]
     assert [event.step for event in through.events if isinstance(event, Stepped)] == [*range(1, STEPS * EPOCHS + 1)]
     started = through.events[0]
     assert isinstance(started, Started)
-    assert (started.out, started.settings, started.steps, started.epoch) == (through.out, settings, STEPS, 0)
-    assert started.weights == "random weights"
-    assert started.report is not None
-    assert (started.report.taken, len(started.report.new)) == ({}, len(list(skeleton(started.config).state_dict())))
-    assert started.config == model_config(
-        "lite1", classes=("Car", "Pedestrian"), image_size=(64, 128), anchor_scale=2.0
-    )
-    assert [split.split(",")[0] for split in started.splits] == [f"{TRAIN} train frames", "1 val frames"]
+    run = started.run
+    assert (started.out, run.settings, run.plan.steps, started.history) == (through.out, settings, STEPS, [])
+    assert (run.weights, run.device.type, run.precision) == ("random weights", "cpu", "off")
+    assert run.report is not None
+    assert (run.report.taken, len(run.report.new)) == ({}, len(list(skeleton(run.config).state_dict())))
+    assert run.config == model_config("lite1", classes=("Car", "Pedestrian"), image_size=(64, 128), anchor_scale=2.0)
+    splits = (run.train_set.split_note, run.val_set.split_note)
+    assert [split.split(",")[0] for split in splits] == [f"{TRAIN} train frames", "1 val frames"]
     train_set = KittiDataset(settings.data, "train", classes=settings.classes)
-    assert started.coverage == anchor_coverage(train_set, started.config)
+    assert started.coverage == anchor_coverage(train_set, run.config)
 
 
 def test_the_loss_falls(through: Run) -> None:
@@ -143,11 +148,12 @@ def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) 
     stepped = [event.losses for event in through.events if isinstance(event, Stepped)]
     for i, row in enumerate(rows):
         assert list(row) == [
-            *("epoch", "step", "lr", "train", "val", "mean_moderate", "R40", "R11", "train_seconds", "val_seconds")
+            *("epoch", "step", "lr", "train", "val", "mean_moderate", "R40", "R11", "matches"),
+            *("train_seconds", "wait_seconds", "val_seconds"),
         ]
         assert (row["epoch"], row["step"]) == (i + 1, STEPS * (i + 1))
-        # A tenth of the run is less than the epoch of warm-up that was asked for: two steps.
-        factor = lr_factor(row["step"] - 1, warmup=2, total=STEPS * EPOCHS)
+        # A tenth of the run is less than the epoch of warm-up that was asked for.
+        factor = lr_factor((row["step"] - 0.5) / (STEPS * EPOCHS), warmup=0.1, schedule="cosine")
         assert row["lr"] == pytest.approx(settings.peak_lr * factor)
         mean = torch.tensor([tuple(losses) for losses in stepped[STEPS * i : STEPS * (i + 1)]]).double().mean(0)
         assert list(row["train"]) == list(row["val"]) == ["total", "classification", "box"]
@@ -155,12 +161,16 @@ def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) 
         for kind in ("R40", "R11"):
             assert list(row[kind]) == ["Car", "Pedestrian"]
             assert all(list(levels) == ["easy", "moderate", "hard"] for levels in row[kind].values())
-        assert row["mean_moderate"] == np.mean([levels["moderate"] for levels in row["R40"].values()])
-        assert min(row["train_seconds"], row["val_seconds"]) >= 0
+        assert row["mean_moderate"] <= max(levels["moderate"] for levels in row["R40"].values())
+        assert list(row["matches"]) == ["Car", "Pedestrian"]
+        assert min(row["matches"].values()) > 0
+        assert row["train_seconds"] >= row["wait_seconds"] >= 0
+        assert row["val_seconds"] >= 0
 
 
 def test_last_is_the_last_epoch_and_best_the_best(settings: TrainSettings, through: Run) -> None:
-    assert list(digests(through.out)) == ["best.pt", "config.json", "last.pt", "metrics.jsonl"]
+    assert list(digests(through.out)) == ["best.pt", "command.txt", "config.json", "last.pt", "metrics.jsonl"]
+    assert (through.out / "command.txt").read_text() == "tinydet train 'my data'\n"
     last, best = (load_checkpoint(through.out / name) for name in ("last.pt", "best.pt"))
     training = last.training
     assert training["history"] == through.rows
@@ -204,25 +214,29 @@ def test_a_run_that_was_stopped_twice_ends_as_if_it_had_not_been(
             list(train(replace(settings, workers=1), out, resume=True))
     assert len(load_checkpoint(out / "last.pt").training["history"]) == EPOCHS - 1
     events = list(train(settings, out, resume=True))
-    assert [type(event) for event in events] == [Started, *[Stepped] * STEPS, Validated]
-    assert isinstance(events[0], Started)
-    assert events[0].epoch == EPOCHS - 1
+    said = [event for event in events if not isinstance(event, Noted)]
+    assert [type(event) for event in said] == [Started, *[Stepped] * STEPS, Validated]
+    assert isinstance(said[0], Started)
+    assert len(said[0].history) == EPOCHS - 1
 
     assert timeless(strict_rows(out)) == timeless(through.rows)
     for name in ("last.pt", "best.pt"):
         resumed, expected = load_checkpoint(out / name), load_checkpoint(through.out / name)
         for checkpoint in (resumed, expected):
             checkpoint.training["history"] = timeless(checkpoint.training["history"])
-            checkpoint.training["settings"].pop("workers")
+            for name in ("workers", "elapsed"):
+                checkpoint.training["settings"].pop(name, None)
+            checkpoint.training.pop("elapsed")
         assert_same(resumed, expected)
 
 
 def test_a_finished_run_has_nothing_left_to_do(settings: TrainSettings, through: Run) -> None:
     before = digests(through.out)
-    (started,) = train(settings, through.out, resume=True)
+    started, *others = train(settings, through.out, resume=True)
     assert isinstance(started, Started)
-    assert started.epoch == EPOCHS
-    assert f"{EPOCHS} epochs of which {EPOCHS} are done" in run_header(started, device="cpu")
+    assert all(isinstance(other, Noted) for other in others)
+    assert len(started.history) == EPOCHS
+    assert f"{EPOCHS} epochs, of which {EPOCHS} are done" in run_header(started)
     assert digests(through.out) == before
 
 
@@ -268,7 +282,8 @@ def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp
     one_step = replace(settings, model="lite0", lr=1e30, epochs=1, batch_size=TRAIN)
     events = train(one_step, tmp_path)
     assert isinstance(next(events), Started)
-    assert isinstance(next(events), Stepped)
+    while not isinstance(next(events), Stepped):
+        pass
     with pytest.raises(FloatingPointError, match=r"^after step 1: the validation loss is not finite \((nan|inf)\)$"):
         next(events)
     assert [*digests(tmp_path)] == ["config.json"]
@@ -318,7 +333,7 @@ def test_a_loss_that_stalls_lowers_the_learning_rate(
         if isinstance(event, Validated):
             rows.append(event.row)
             best.append(event.best)
-    assert [row["lr"] for row in rows] == pytest.approx([0.01] * 6 + [0.001] * 2)
+    assert [row["lr"] for row in rows] == pytest.approx([0.00625, *[0.01] * 5, *[0.001] * 2])
     assert best == BEST
     assert len(load_checkpoint(tmp_path / "best.pt").training["history"]) == 6
     last = load_checkpoint(tmp_path / "last.pt")
@@ -366,3 +381,112 @@ def test_coverage_is_the_share_of_objects_that_an_anchor_reaches(tmp_path: Path)
         assert found[name] == pytest.approx(np.mean(hits[label]))
         assert 0 < found[name] < 1
     assert np.isnan(found["Van"])
+
+
+# By the clock
+
+
+def test_a_run_of_so_many_minutes(settings: TrainSettings, tmp_path: Path) -> None:
+    """Each look at the clock takes a second: about three a step."""
+    seconds = itertools.count()
+    events = list(train(replace(settings, model="lite0", minutes=2.0), tmp_path, clock=lambda: float(next(seconds))))
+    assert 100 <= next(seconds) <= 122
+    rows = [event.row for event in events if isinstance(event, Validated)]
+    assert len(rows) >= 2
+    assert rows[-1]["step"] == max(event.step for event in events if isinstance(event, Stepped)) > STEPS
+    assert rows[-1]["lr"] < 0.2 * settings.peak_lr
+    assert all(row["step"] % STEPS == 0 for row in rows[:-1])
+    assert [row["epoch"] for row in rows] == [-(-row["step"] // STEPS) for row in rows]
+    said = list(train(replace(settings, model="lite0", minutes=2.0), tmp_path, resume=True))
+    assert not any(isinstance(event, Stepped) for event in said)  # its time is over
+
+
+# Ends before its time
+
+
+def test_a_run_that_gets_no_better_ends(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = iter([1.0, 3.0, 2.0, 3.0, 1.0, 5.0, 5.0])
+    monkeypatch.setattr(tinydet.train, "mean_moderate", lambda scores: next(means))
+    short = replace(settings, model="lite0", image_size=(32, 64), batch_size=TRAIN, epochs=7, early_stop=3)
+    assert sum(isinstance(event, Validated) for event in train(short, tmp_path)) == 5  # the second was the best
+    assert not any(isinstance(event, Stepped) for event in train(short, tmp_path, resume=True))
+
+
+def test_epochs_are_kept(settings: TrainSettings, tmp_path: Path) -> None:
+    short = replace(settings, model="lite0", image_size=(32, 64), batch_size=TRAIN, epochs=4, keep=2)
+    list(train(short, tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["best.pt", "epoch-2.pt", "epoch-4.pt", "last.pt"]
+    assert load_checkpoint(tmp_path / "epoch-2.pt").training["step"] == 2
+
+
+# Memory
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network takes one picture at a time and no more."""
+    forward = EfficientDet.forward
+    seen: list[int] = []
+
+    def small(self: EfficientDet, images: torch.Tensor) -> Outputs:
+        if self.training:
+            seen.append(len(images))
+            if len(images) > 1:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        return forward(self, images)
+
+    monkeypatch.setattr(EfficientDet, "forward", small)
+    one = replace(settings, model="lite0", image_size=(192, 256), batch_size=4, epochs=1, lr=1e-6)
+    events = train(one, tmp_path)
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert seen[:7] == [4, 2, 1, 1, 1, 1, 1]
+    said = [text for text in notes if text.startswith("out of memory")]
+    assert len(said) == 2
+    assert "--batch-size 1 --grad-accumulation 4" in said[1]
+    training = load_checkpoint(tmp_path / "last.pt").training
+    assert (training["step"], training["parts"]) == (TRAIN // 4, 4)
+
+    monkeypatch.setattr(EfficientDet, "forward", lambda self, images: small(self, images.repeat(2, 1, 1, 1)))
+    with pytest.raises(RuntimeError, match="can't allocate"):  # one picture is too much
+        list(train(one, tmp_path / "other"))
+
+
+def test_other_errors_are_not_taken_for_it(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: EfficientDet, images: torch.Tensor) -> Outputs:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(EfficientDet, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(train(replace(settings, model="lite0"), tmp_path))
+
+
+def test_the_batch_that_memory_holds(settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tinydet.training.start, "memory_limit", lambda device: 10**12)
+    begun = replace(settings, model="lite0", image_size=(128, 256), batch_size=None, epochs=1, lr=1e-4)
+    events = list(train(begun, tmp_path))
+    assert isinstance(events[0], Started)
+    found = events[0].run.settings
+    assert found.batch_size == 1  # of twelve pictures, so that an epoch has eight steps
+    assert found.peak_lr == 1e-4
+    assert load_checkpoint(tmp_path / "last.pt").training["settings"]["batch_size"] == 1
+
+
+# Learning by heart
+
+
+def test_a_few_pictures_are_learned_by_heart(tmp_path: Path) -> None:
+    draw_scenes(tmp_path / "scenes", train=4, val=1, seed=0)
+    settings = TrainSettings(
+        data=str(tmp_path / "scenes"), model="lite0", image_size=(96, 320), overfit=1, workers=0, epochs=1
+    )
+    events = list(train(settings, tmp_path / "run"))
+    rows = [event.row for event in events if isinstance(event, Validated)]
+    notes = [event.text for event in events if isinstance(event, Noted)]
+    assert rows[-1]["mean_moderate"] == 100
+    assert all(row["mean_moderate"] < 100 for row in rows[:-1])
+    assert any("everything in 1 pictures is found after" in text for text in notes)

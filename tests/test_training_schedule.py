@@ -28,9 +28,7 @@ def test_the_learning_rate_at_its_corners(at: float, warmup: float, schedule: st
 def test_the_learning_rate_goes_up_then_down(steps: int, epochs: int, warmup_epochs: float) -> None:
     plan = Plan(steps, epochs, warmup_epochs=warmup_epochs)
     paces = [Pace(step, 0.0, 0.0, 0.0) for step in range(steps * epochs)]
-    factors = [
-        lr_factor(progress(plan, pace), warmup=warmup_share(plan, pace), schedule="cosine") for pace in paces
-    ]
+    factors = [lr_factor(progress(plan, pace), warmup=warmup_share(plan, pace), schedule="cosine") for pace in paces]
     top = factors.index(max(factors))
     assert factors[: top + 1] == sorted(factors[: top + 1])
     assert factors[top:] == sorted(factors[top:], reverse=True)
@@ -59,37 +57,34 @@ def test_so_many_epochs(steps: int, epochs: int) -> None:
 # By the clock
 
 
-def simulated(plan: Plan, *, step: float, validation: float, before: float = 0.0) -> tuple[list[float], list[Pace]]:
-    """The learning rates and the paces at the validations of a run whose steps and validations take so long."""
-    elapsed, done, rates, validated = before, 0, [], []
-    reserve = 0.0
-    while True:
-        pace = Pace(done, elapsed, step if done else 0.0, reserve)
-        if is_over(plan, pace):
-            return rates, validated
-        while not done or not ends_epoch(plan, pace) or pace == (validated or [None])[-1]:
+def simulated(plan: Plan, *, step: float, validation: float) -> tuple[list[float], list[Pace]]:
+    """The learning rates, and the paces after each validation, of a run whose steps and validations take so long."""
+    pace, rates, validated = Pace(0, 0.0, 0.0, reserve=validation), [], []
+    while not is_over(plan, pace):
+        while pace.step == pace.validated or not ends_epoch(plan, pace):
             rates.append(lr_factor(progress(plan, pace), warmup=warmup_share(plan, pace), schedule="cosine"))
-            done, elapsed = done + 1, elapsed + step
-            pace = Pace(done, elapsed, step, reserve or validation)
-        elapsed, reserve = elapsed + validation, validation
-        validated.append(pace._replace(elapsed=elapsed, reserve=reserve))
+            pace = pace._replace(step=pace.step + 1, elapsed=pace.elapsed + step, per_step=step)
+        pace = pace._replace(elapsed=pace.elapsed + validation, validated=pace.step)
+        validated.append(pace)
+    return rates, validated
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(60, 4000), st.floats(0.2, 3), st.floats(0.5, 20), st.integers(5, 300))
 def test_a_run_by_the_clock_ends_on_time(seconds: float, step: float, validation: float, steps: int) -> None:
     rates, validated = simulated(Plan(steps, 0, seconds, warmup_epochs=1.0), step=step, validation=validation)
-    end = validated[-1].elapsed
-    assert end <= seconds + 1e-6
-    assert end > seconds - validation - 2 * step - steps * step / 4 - 1  # at most a validation is left unused
-    assert rates[-1] < 0.05 + rates[0]
-    whole = [pace.step for pace in validated[:-1]]
-    assert whole == [steps * (i + 1) for i in range(len(whole))]
-    last = validated[-1].step - (whole[-1] if whole else 0)
-    assert last >= min(steps / 4, validated[-1].step) - 1
+    assert seconds - step - 1e-6 <= validated[-1].elapsed <= seconds + 1e-6
+    ends = [pace.step for pace in validated]
+    assert all(end % steps == 0 for end in ends[:-1])
+    assert ends[-1] == len(rates)
+    assert len(validated) * validation <= 0.1 * seconds + 2 * validation
+    apart = [after - before for before, after in zip([0, *ends], ends, strict=False)]
+    assert all(more * step <= 9 * validation + steps * step for more in apart[:-1])  # and not needlessly rare
     top = rates.index(max(rates))
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert top <= 0.12 * len(rates) + validation / step + 1
+    assert max(rates) > 0.9
+    assert top <= 0.15 * len(rates) + 1
+    assert rates[-1] < 0.05 + 5 / len(rates)
 
 
 def test_there_is_always_one_step() -> None:
@@ -105,9 +100,16 @@ def test_what_a_validation_costs_is_kept_back() -> None:
     assert progress(plan, Pace(50, 95.0, 2.0, 10.0)) == 1.0
     assert is_over(plan, Pace(8, 89.0, 1.5, 10.0))
     assert not is_over(plan, Pace(8, 88.0, 1.5, 10.0))
-    assert ends_epoch(plan, Pace(20, 20.0, 1.0, 10.0))
-    assert not ends_epoch(plan, Pace(80, 79.0, 1.0, 10.0))  # a second after it: not worth a validation of its own
-    assert not ends_epoch(plan, Pace(25, 25.0, 1.0, 10.0))
+
+
+def test_validation_takes_a_tenth_of_the_time() -> None:
+    plan = Plan(10, 0, 1000.0)
+    paces = [Pace(step, float(step), 1.0, 5.0) for step in range(1, 60)]
+    assert [pace.step for pace in paces if ends_epoch(plan, pace)] == [50]  # the first epoch after 45 seconds
+    assert ends_epoch(plan, Pace(100, 100.0, 1.0, 5.0, validated=50))
+    assert not ends_epoch(plan, Pace(90, 90.0, 1.0, 5.0, validated=50))
+    assert not ends_epoch(plan, Pace(980, 980.0, 1.0, 5.0, validated=900))  # with what is left
+    assert ends_epoch(plan, Pace(990, 994.5, 1.0, 5.0, validated=900))  # the end
 
 
 def test_warm_up_is_of_the_time_that_its_epochs_take() -> None:

@@ -366,6 +366,29 @@ def test_parts_add_up_to_the_batch(parts: int) -> None:
     torch.testing.assert_close(cut_up.params, whole.params, rtol=1e-9, atol=1e-12)
 
 
+def test_statistics_of_parts_are_a_mean_of_theirs() -> None:
+    """Of the first step, which counts nine tenths: between what the parts have, never beyond."""
+    now, batch = initial(), batch_of(0)
+    seen = []
+    for i in range(2):
+        torch.manual_seed(1)
+        seen.append(
+            apply(MODEL, now.params, now.buffers, normalized(batch)[i : i + 1].repeat(2, 1, 1, 1), train=True)[1]
+        )
+    optimizer = make_optimizer(now.params, name="sgd", lr=0.0, weight_decay=0.0)
+    both = Batch(*(x.repeat_interleave(2, 0) for x in batch[:5]), names=[*"aabb"])
+    torch.manual_seed(1)
+    later, _ = train_step(
+        now, both, model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0, parts=2
+    )
+    name = "backbone.stem_norm.running_var"  # before anything that draws
+    parts_of = [(x[name] - NORM_DECAY * now.buffers[name]) / (1 - NORM_DECAY) for x in seen]
+    weights = torch.tensor([NORM_DECAY, 1.0]) / (1 + NORM_DECAY)
+    expected = 0.1 * now.buffers[name] + 0.9 * (weights[0] * parts_of[0] + weights[1] * parts_of[1])
+    torch.testing.assert_close(later.buffers[name], expected, rtol=1e-3, atol=1e-4)
+    assert all((x > 0).all() for key, x in later.buffers.items() if key.endswith("running_var"))
+
+
 def test_matches_are_counted_by_class() -> None:
     now, batch = initial(), batch_of(0)
     optimizer = make_optimizer(now.params, name="sgd", lr=0.0, weight_decay=0.0)
@@ -378,9 +401,7 @@ def test_matches_are_counted_by_class() -> None:
 def test_no_average_is_the_weights_themselves() -> None:
     now = initial(step=5)
     optimizer = make_optimizer(now.params, name="sgd", lr=1e-2, weight_decay=0.0)
-    later, _ = train_step(
-        now, batch_of(0), model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0
-    )
+    later, _ = train_step(now, batch_of(0), model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0)
     assert_equal(later.ema_params, later.params)
     assert_equal(later.ema_buffers, later.buffers)
 

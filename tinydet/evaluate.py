@@ -158,5 +158,6 @@ def _labelled_frames(data: Path, *, classes: Sequence[str], split: str) -> tuple
 
 
 def mean_moderate(scores: Scores) -> float:
-    """The one number that runs are compared by: Moderate R40, averaged over the classes, in percent."""
-    return float(np.mean([levels["moderate"] for levels in scores["R40"].values()]))
+    """The one number that runs are compared by: Moderate R40 in percent, the mean of the classes that have objects."""
+    counted = [name for name, levels in scores["n_gt"].items() if levels["moderate"]]
+    return float(np.mean([scores["R40"][name]["moderate"] for name in counted])) if counted else 0.0

@@ -80,7 +80,7 @@ def ap_curves(history: Rows, path: str | os.PathLike[str]) -> None:
                 _line(axes, epochs, ap[level], color=colour, marker=marker)
             elif len(classes) <= FEW:
                 style = {"linestyle": dashes, "linewidth": 1.6, "alpha": 0.6, "zorder": 1}
-                _line(axes, epochs, ap[level], color=colour, marker="." if len(epochs) == 1 else "", **style)
+                _line(axes, epochs, ap[level], color=colour, **style)
         ends.append((ap["moderate"][-1], f"{name} {ap['moderate'][-1]:.1f}", colour))
     if len(classes) > 1:
         mean = [row["mean_moderate"] for row in history]
@@ -217,8 +217,9 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float], *, marker: str = "", **style: Any) -> Line2D:
-    """Draw a line, with markers where there is room for them."""
+    """Draw a line, with markers where there is room for them; a single point, of which there is no line, as a dot."""
     every = max(1, -(-len(x) // MANY))
+    marker = marker or ("." if len(x) == 1 else "")
     return axes.plot(x, y, marker=marker, markevery=every, markersize=7, **{"linewidth": 2.5, **style})[0]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
 from tinydet.training.epoch import Trained, run_pace, train_epoch, warming_up
 from tinydet.training.events import Event, Noted, Started, Validated
-from tinydet.training.overfit import REPEATS, overfit_faults
+from tinydet.training.overfit import REPEATS, overfit_verdict
 from tinydet.training.schedule import is_over
 from tinydet.training.settings import TrainSettings, new_run
 from tinydet.training.start import Run, start, training_batches
@@ -78,6 +79,7 @@ def train(
     yield Started(out, run, reached, training["history"])
     yield from map(Noted, watch_start(reached, config=run.config))
 
+    found: Validation | None = None
     stream, val_loader = _loaders(run, now)
     while not ends_early(training["history"], run.settings):
         pace = run_pace(run, training["history"], step=now.step, elapsed=clock() - began)
@@ -88,7 +90,7 @@ def train(
         found = validate(
             now.ema_params, now.ema_buffers, val_loader, config=run.config, assignment=str(run.settings.assignment)
         )
-        row = _row(run, trained, found, epoch=len(training["history"]) + 1)
+        row = _row(run, trained, found, epoch=math.ceil(now.step / run.plan.steps))
         row["val_seconds"] = round(clock() - validating, 2)
         if run.settings.schedule == "plateau" and not warming_up(run, pace):
             run.plateau.step(row["val"]["total"])
@@ -108,10 +110,10 @@ def train(
         }
         _save(out, Checkpoint(run.config, *now[:4], training), better=better, keep=run.settings.keep)
         yield Validated(row, better, found.detections)
-        yield from map(Noted, watch(training["history"], run.settings))
-        if run.settings.overfit is not None and is_over(run.plan, pace._replace(step=now.step)):
-            faults = overfit_faults(run.val_set, found.detections, run.config)
-            yield from map(Noted, faults)
+        if run.settings.overfit is None:
+            yield from map(Noted, watch(training["history"], run.settings))
+    if run.settings.overfit is not None and found is not None:
+        yield from map(Noted, overfit_verdict(run.val_set, found.detections, run.config, training["history"]))
 
 
 def ends_early(history: Sequence[dict[str, Any]], settings: TrainSettings) -> bool:
@@ -195,8 +197,9 @@ def _save(out: Path, checkpoint: Checkpoint, *, better: bool, keep: int | None) 
     history = checkpoint.training["history"]
     if better:
         save_checkpoint(out / "best.pt", checkpoint)
-    if keep is not None and len(history) % keep == 0:
-        save_checkpoint(out / f"epoch-{len(history)}.pt", checkpoint)
+    epoch = history[-1]["epoch"]
+    if keep is not None and epoch % keep == 0:
+        save_checkpoint(out / f"epoch-{epoch}.pt", checkpoint)
     partial = out / "metrics.partial"
     partial.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
     os.replace(partial, out / "metrics.jsonl")

@@ -28,7 +28,7 @@ def ap_table(scores: Scores) -> str:
 
 def run_header(started: Started) -> str:
     """What a run came to, before its first step."""
-    run, done = started.run, len(started.history)
+    run, done = started.run, started.history[-1]["epoch"] if started.history else 0
     config, settings = run.config, run.settings
     reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items())
     crop = fit_crop(settings, config)
@@ -41,6 +41,7 @@ def run_header(started: Started) -> str:
         f"peak lr {settings.peak_lr:.3g}": True,
         settings.schedule: True,
         f"weight decay {settings.decay:g}": True,
+        f"assignment {settings.assignment}": True,
         "no averaged weights": not settings.ema_decay,
         f"{settings.freeze} frozen": settings.freeze != "none",
         f"seed {settings.seed}": True,
@@ -56,7 +57,7 @@ def run_header(started: Started) -> str:
         "batch": f"{_batch(settings)}, {run.plan.steps} steps an epoch",
         "learning": ", ".join(text for text, told in learning.items() if told),
         "device": f"{run.device}, {_PRECISE[run.precision]}",
-        "run": f"{started.out}, {length}" + (f", of which {done} epochs are done" if done else ""),
+        "run": f"{started.out}, {length}" + (f", of which {done} are done" if done else ""),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 

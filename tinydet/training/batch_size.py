@@ -47,7 +47,7 @@ def largest_batch(attempt: Callable[[int], int], *, limit: int, most: int) -> in
                 raise
             return float("inf")
 
-    tried = {pictures: bytes_of(pictures) for pictures in (1, 2, 4) if pictures <= most}
+    tried = {pictures: bytes_of(pictures) for pictures in sorted({1, min(2, most), min(4, most)})}
     fitting = [pictures for pictures, taken in tried.items() if taken <= limit]
     if not fitting:
         raise InputError(f"batch size auto: one picture takes {tried[1] / 1e9:.1f} GB of {limit / 1e9:.1f}")

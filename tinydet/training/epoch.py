@@ -92,7 +92,8 @@ def run_pace(
     else:  # to go forward takes about a third of a step
         pixels = math.prod(run.config.image_size) / math.prod(fit_crop(run.settings, run.config))
         validation = per_step / 3 * pixels * len(run.val_set) / run.settings.step_size
-    return Pace(step, elapsed, per_step, reserve=1.1 * validation + SLACK)
+    validated = history[-1]["step"] if history else 0
+    return Pace(step, elapsed, per_step, reserve=1.1 * validation + SLACK, validated=validated)
 
 
 def warming_up(run: Run, pace: Pace) -> bool:
@@ -101,8 +102,9 @@ def warming_up(run: Run, pace: Pace) -> bool:
 
 
 def set_lr(run: Run, pace: Pace) -> None:
-    """Set the learning rate of the next step; that of a plateau, after the warm-up, is the scheduler's to set."""
-    if run.settings.schedule == "plateau" and not warming_up(run, pace):
+    """Set the learning rate of the next step; from the second after the warm-up on, a plateau's is its scheduler's."""
+    before = pace._replace(step=pace.step - 1, elapsed=pace.elapsed - pace.per_step)
+    if run.settings.schedule == "plateau" and not warming_up(run, before):
         return
     share = lr_factor(progress(run.plan, pace), warmup=warmup_share(run.plan, pace), schedule=run.settings.schedule)
     for group in run.optimizer.param_groups:

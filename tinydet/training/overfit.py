@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,17 +47,33 @@ def overfit_frames(dataset: KittiDataset, count: int) -> tuple[KittiDataset, Kit
     return dataset.take(rows[:count] * STEPS), dataset.take(rows[:count])
 
 
-def overfit_faults(
-    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, *, score_threshold: float = 0.3
+def overfit_verdict(
+    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, history: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """What is wrong with each object that was not learned, a line each, and how many more there are.
+    """Whether the frames were learned by heart, and what is wrong with every object that was not, a line each.
 
     Args:
         dataset: the frames that were trained on.
         detections: in them, in original pixels.
         config: the model's.
-        score_threshold: what scores lower is not taken for an answer.
+        history: the rows of all epochs.
     """
+    count, steps, mean = len(dataset), history[-1]["step"], history[-1]["mean_moderate"]
+    if mean == 100:
+        return [f"overfit: everything in {count} pictures is found after {steps} steps; data and model go together"]
+    faults = overfit_faults(dataset, detections, config)
+    rest = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    return [
+        f"overfit: after {steps} steps AP in the same {count} pictures is {mean:.1f}, not 100; see val-sheet.jpg",
+        *(faults[:SHOWN] or ["every object is found, but other things too: train longer, or look for missing labels"]),
+        *rest,
+    ]
+
+
+def overfit_faults(
+    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, *, score_threshold: float = 0.3
+) -> list[str]:
+    """What is wrong with each object that was not learned, a line each; lower scores are not taken for an answer."""
     faults = []
     anchors = model_anchors(config)
     for row, found in enumerate(detections):
@@ -71,8 +88,7 @@ def overfit_faults(
                 width, height = ((box[2:] - box[:2]) * scale).tolist()
                 name = config.classes[int(label)]
                 faults.append(f"{dataset.names[row]}: {name} of {width:.0f}x{height:.0f} input pixels {fault}")
-    rest = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return faults[:SHOWN] + rest
+    return faults
 
 
 def _fault(

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+VALIDATION = 0.1  # of the time of a run by the clock
+
 
 class Plan(NamedTuple):
     """How long a run goes on: so many epochs, or so many seconds."""
@@ -26,6 +28,8 @@ class Pace(NamedTuple):
     """Seconds that a step takes; 0 before it is known."""
     reserve: float
     """Seconds that the last validation will take, and writing what it came to."""
+    validated: int = 0
+    """Steps done at the last validation."""
 
 
 def progress(plan: Plan, pace: Pace) -> float:
@@ -43,17 +47,20 @@ def is_over(plan: Plan, pace: Pace) -> bool:
 
 
 def ends_epoch(plan: Plan, pace: Pace) -> bool:
-    """Whether the run is validated before its next step: after each epoch, but for one right before the end.
+    """Whether the run is validated before its next step: after each epoch, and at its end.
 
-    What would be left after a validation may be too little to be worth one of its own: a quarter of an epoch. Then the
-    epoch goes on to the end.
+    By the clock, epochs are joined until validation takes about a tenth of the time, and with what is left at the end
+    if that is less.
     """
     if is_over(plan, pace):
         return True
     if pace.step % plan.steps:
         return False
-    left = math.inf if plan.seconds is None else _training_seconds(plan, pace) - pace.elapsed - pace.reserve
-    return left >= plan.steps * pace.per_step / 4
+    if plan.seconds is None:
+        return True
+    worth = (1 / VALIDATION - 1) * pace.reserve
+    left = _training_seconds(plan, pace) - pace.elapsed - pace.reserve
+    return (pace.step - pace.validated) * pace.per_step >= worth and left >= worth / 2
 
 
 def warmup_share(plan: Plan, pace: Pace) -> float:

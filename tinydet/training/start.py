@@ -103,6 +103,10 @@ def start(
         attempt = partial(_try_step, now=now, step=step, frozen=frozen, crop=crop, device=device)
         found = largest_batch(attempt, limit=memory_limit(device), most=most)
         settings = dataclasses.replace(settings, batch_size=found)
+    if settings.step_size > len(train_set):
+        raise InputError(
+            f"batch_size must be at most the number of training examples, {len(train_set)}, got {settings.step_size}"
+        )
     optimizer = make_optimizer(
         trainable(now.params, frozen), name=str(settings.optimizer), lr=settings.peak_lr, weight_decay=settings.decay
     )

@@ -123,8 +123,9 @@ def train_step(
 
     ramp = (1 + state.step) / (10 + state.step)
     decay = min(ema_decay, ramp)
-    # The batch norms' own running average, which weighs a batch by 1 - .99, is as slow to start: it gets the same ramp.
-    buffers = ema_update(buffers, state.buffers, decay=(1 - min(NORM_DECAY, ramp)) / (1 - NORM_DECAY))
+    # The batch norms' own running average, which weighs a part by 1 - .99, is as slow to start: it gets the same ramp.
+    kept = NORM_DECAY ** len(found)
+    buffers = ema_update(buffers, state.buffers, decay=(1 - min(kept, ramp)) / (1 - kept))
     return State(
         params=state.params,
         buffers=buffers,
