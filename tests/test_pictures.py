@@ -166,18 +166,20 @@ def test_the_train_sheet_shows_the_first_pictures_that_are_trained_on(
     run: Any, sheets: list[Any], monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(tinydet.pictures, "draw", lambda image, boxes, labels, classes: shown.append((boxes, labels)))
-    how = {"batch_size": 3, "epochs": range(epoch, epoch + 9), "workers": 0}
-    batches = iter(training_batches(run.settings, run.config, run.train_set, **how))
+    monkeypatch.setattr(tinydet.pictures, "draw", lambda *given, classes: shown.append(given))
+    batches = iter(training_batches(run, range(epoch, epoch + 9), batch_size=3, workers=0))
     trained = [next(batches) for _ in range(6)]
     train_sheet(run, epoch=epoch)
     ((_, captions),) = sheets
     names = [name for batch in trained for name in batch.names][:16]
     assert [caption.split(",")[0] for caption in captions] == names
     kept = [labels[labels != -1].tolist() for batch in trained for labels in batch.labels][:16]
-    assert [labels[labels != -1].tolist() for _, labels in shown] == kept
-    scale = tinydet.pictures.SHEET / 2 / trained[0].images.shape[-1]
-    np.testing.assert_allclose(shown[0][0][0], trained[0].boxes[0, 0] * scale, rtol=1e-6)
+    assert [labels[labels != -1].tolist() for _, _, labels in shown] == kept
+    image, boxes, _ = shown[0]
+    assert image.shape[0] * trained[0].images.shape[3] == pytest.approx(
+        image.shape[1] * trained[0].images.shape[2], 0.01
+    )
+    np.testing.assert_allclose(boxes[0], trained[0].boxes[0, 0] * (image.shape[1] / trained[0].images.shape[3]))
 
 
 def test_validation_frames_are_spread_over_the_split_and_their_boxes_fit(run: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +198,8 @@ def test_drawing_needs_no_window_and_leaves_no_state(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plots.ap_curves(history(2, 2), tmp_path / "ap.png")
     assert dict(matplotlib.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules
+    code = "import sys, tinydet.plots; print('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 @settings(deadline=None)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from tests.kitti_folders import write_kitti
+from tinydet.cli import main
 from tinydet.cli.terminal import weights_summary
 from tinydet.weights.load import fit_weights, load_weights
 
@@ -29,9 +32,32 @@ def test_library_example() -> None:
 def test_weights_example(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(EXAMPLES[1], names)
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     assert {*names["report"].taken} == {*names["weights"].params, *names["weights"].buffers}
     assert "tensors of efficientnet-lite0-" in capsys.readouterr().out
+
+
+# Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_the_loop_gives_the_numbers_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i:06d}" for i in range(9)]
+    write_kitti(tmp_path / "kitti", 9, lists={"train": names[:-1], "val": names[-1:]})
+    for name in names[1::4]:
+        path = tmp_path / f"kitti/training/label_2/{name}.txt"
+        path.write_text(path.read_text().replace("Pedestrian", "Cyclist"))
+    monkeypatch.chdir(tmp_path)
+    loop = EXAMPLES[2]
+    assert len([line for line in loop.split("\n\n", 1)[1].splitlines() if line]) <= 15
+    exec(loop, {})
+    printed = [[float(word) for word in line.split()] for line in capsys.readouterr().out.splitlines()]
+    command = ["train", "kitti", "--model", "lite0", "--epochs", "2", "--device", "cpu", "--out", "run"]
+    assert " ".join(command[:6]) in README
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert printed == [[row["val"]["total"], row["mean_moderate"]] for row in rows]
 
 
 def test_what_a_run_says_of_a_published_detector(shared: Path, tmp_path: Path) -> None:
@@ -46,8 +72,6 @@ def test_what_a_run_says_of_a_published_detector(shared: Path, tmp_path: Path) -
 
 
 def test_commands_exist() -> None:
-    from tinydet.cli import main
-
     commands = set(re.findall(r"^tinydet (\w+)", README, re.MULTILINE))
     assert commands == set(main.commands)
 

@@ -54,7 +54,9 @@ def test_settings_come_back_from_a_dict() -> None:
 @pytest.mark.parametrize(
     ("changes", "lr", "decay"),
     [
-        ({}, 4e-3, 1e-2),
+        ({"batch_size": 8}, 4e-3, 1e-2),
+        ({"batch_size": 2, "grad_accumulation": 4}, 4e-3, 1e-2),
+        ({"recipe": "paper", "batch_size": 64}, 0.08, 4e-5),
         ({"batch_size": 2}, 2e-3, 1e-2),
         ({"batch_size": 32}, 8e-3, 1e-2),
         ({"optimizer": "sgd", "batch_size": 64}, 0.08, 4e-5),

@@ -338,7 +338,8 @@ def frozen_norms() -> frozenset[str]:
 def test_parts_add_up_to_the_batch(parts: int) -> None:
     """Also where the last part is smaller, and a part has no object."""
     batch = batch_of(0)
-    batch = Batch(*(torch.cat([x, x, x])[:5] for x in batch[:5]), names=[*"abcde"])
+    images, boxes, labels, scales, sizes = (torch.cat([x, x, x])[:5] for x in batch[:5])
+    batch = Batch(images, boxes, labels, scales, sizes, [*"abcde"])
     labels = batch.labels.clone()
     labels[:2] = BACKGROUND
     batch = batch._replace(labels=labels)
@@ -376,7 +377,8 @@ def test_statistics_of_parts_are_a_mean_of_theirs() -> None:
             apply(MODEL, now.params, now.buffers, normalized(batch)[i : i + 1].repeat(2, 1, 1, 1), train=True)[1]
         )
     optimizer = make_optimizer(now.params, name="sgd", lr=0.0, weight_decay=0.0)
-    both = Batch(*(x.repeat_interleave(2, 0) for x in batch[:5]), names=[*"aabb"])
+    images, boxes, labels, scales, sizes = (x.repeat_interleave(2, 0) for x in batch[:5])
+    both = Batch(images, boxes, labels, scales, sizes, [*"aabb"])
     torch.manual_seed(1)
     later, _ = train_step(
         now, both, model=MODEL, anchors=ANCHORS, optimizer=optimizer, clip=1.0, ema_decay=0.0, parts=2

@@ -14,7 +14,7 @@ from tinydet.model.fuse import fuse, fused_skeleton
 from tinydet.model.heads import BoxNet, ClassNet
 from tinydet.model.layers import SeparableConvBlock, swish
 from tinydet.ops.anchors import anchors, coverage
-from tinydet.ops.assign import Targets, assign, assign_batch, assign_nearby
+from tinydet.ops.assign import Targets, assign, assign_batch, assign_nearby, atss, atss_batch
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -34,6 +34,11 @@ from tinydet.ops.nms import nms, soft_nms
 
 if TYPE_CHECKING:
     from tinydet.data.kitti import KittiDataset
+    from tinydet.evaluate import mean_moderate, score_detections, validate
+    from tinydet.training.schedule import lr_factor
+    from tinydet.training.settings import TrainSettings
+    from tinydet.training.start import start, training_batches, validation_batches
+    from tinydet.training.step import State, make_optimizer, train_step
     from tinydet.weights.formats import Weights
     from tinydet.weights.load import fit_weights, load_detector, load_weights, with_classes
 
@@ -42,10 +47,21 @@ __version__ = "0.1.0"
 # What would load more than torch, and where it is.
 _LAZY = {
     "KittiDataset": "tinydet.data.kitti",
+    "State": "tinydet.training.step",
+    "TrainSettings": "tinydet.training.settings",
     "Weights": "tinydet.weights.formats",
     "fit_weights": "tinydet.weights.load",
     "load_detector": "tinydet.weights.load",
     "load_weights": "tinydet.weights.load",
+    "lr_factor": "tinydet.training.schedule",
+    "make_optimizer": "tinydet.training.step",
+    "mean_moderate": "tinydet.evaluate",
+    "score_detections": "tinydet.evaluate",
+    "start": "tinydet.training.start",
+    "train_step": "tinydet.training.step",
+    "training_batches": "tinydet.training.start",
+    "validate": "tinydet.evaluate",
+    "validation_batches": "tinydet.training.start",
     "with_classes": "tinydet.weights.load",
 }
 
@@ -74,7 +90,9 @@ __all__ = [
     "ModelConfig",
     "Outputs",
     "SeparableConvBlock",
+    "State",
     "Targets",
+    "TrainSettings",
     "Weights",
     "anchors",
     "apply",
@@ -82,6 +100,8 @@ __all__ = [
     "assign",
     "assign_batch",
     "assign_nearby",
+    "atss",
+    "atss_batch",
     "clip",
     "coverage",
     "cxcywh_to_xyxy",
@@ -99,14 +119,23 @@ __all__ = [
     "iou",
     "load_detector",
     "load_weights",
+    "lr_factor",
+    "make_optimizer",
+    "mean_moderate",
     "model_anchors",
     "model_config",
     "nms",
     "normalize",
+    "score_detections",
     "soft_nms",
+    "start",
     "state",
     "swap_xy",
     "swish",
+    "train_step",
+    "training_batches",
+    "validate",
+    "validation_batches",
     "value_and_grad",
     "weighted_fusion",
     "with_classes",

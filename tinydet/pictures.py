@@ -109,10 +109,7 @@ def train_sheet(run: Run, *, epoch: int) -> np.ndarray:
         uint8[H W 3]
     """
     count = min(COUNT, len(run.train_set))
-    epochs = range(epoch, epoch + 1)
-    batch = next(
-        iter(training_batches(run.settings, run.config, run.train_set, batch_size=count, epochs=epochs, workers=0))
-    )
+    batch = next(iter(training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)))
     images, captions = [], []
     columns, width = _layout(batch.images.shape[-2:])
     for i, name in enumerate(batch.names):

@@ -15,7 +15,6 @@ import torch
 
 from tinydet.data.example import fit_scale
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import Batch, val_batches
 from tinydet.evaluate import Scores, Validation, mean_moderate, score_detections, validate
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors
@@ -26,8 +25,7 @@ from tinydet.training.events import Event, Noted, Started, Validated
 from tinydet.training.overfit import REPEATS, overfit_verdict
 from tinydet.training.schedule import is_over
 from tinydet.training.settings import TrainSettings, new_run
-from tinydet.training.start import Run, start, training_batches
-from tinydet.training.step import State
+from tinydet.training.start import Run, start, training_batches, validation_batches
 from tinydet.training.watch import watch, watch_start
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.fetch import Progress
@@ -71,7 +69,7 @@ def train(
     """
     began = clock()
     out = None if out is None else Path(out)
-    run, now, training = start(settings, out, resume=resume, device=torch.device(device), progress=progress)
+    run, now, training = start(settings, out, resume=resume, device=device, progress=progress)
     began -= training["elapsed"]
     out = out or new_run(RUNS, run.config.name)
     _write_beginning(out, run, command=command, resume=resume)
@@ -80,7 +78,8 @@ def train(
     yield from map(Noted, watch_start(reached, config=run.config))
 
     found: Validation | None = None
-    stream, val_loader = _loaders(run, now)
+    epochs = range(now.step // run.plan.steps, FOREVER if run.plan.seconds else run.plan.epochs)
+    stream, val_loader = iter(training_batches(run, epochs)), validation_batches(run)
     while not ends_early(training["history"], run.settings):
         pace = run_pace(run, training["history"], step=now.step, elapsed=clock() - began)
         if is_over(run.plan, pace):
@@ -132,20 +131,6 @@ def anchor_coverage(dataset: KittiDataset, config: ModelConfig) -> dict[str, flo
     labels = torch.from_numpy(np.concatenate(dataset.labels))
     reached = coverage(torch.from_numpy(np.concatenate(scaled)).float(), model_anchors(config)) >= 0.5
     return {name: reached[labels == i].float().mean().item() for i, name in enumerate(config.classes)}
-
-
-def _loaders(run: Run, now: State) -> tuple[Iterator[Batch], Any]:
-    """The batches from here to the end of the run, and those to validate on."""
-    settings = run.settings
-    loading: dict[str, Any] = {"workers": run.settings.workers, "pin_memory": run.device.type == "cuda"}
-    epochs = range(now.step // run.plan.steps, FOREVER if run.plan.seconds else run.plan.epochs)
-    training = training_batches(
-        settings, run.config, run.train_set, batch_size=settings.step_size, epochs=epochs, **loading
-    )
-    validation = val_batches(
-        run.val_set, run.config.image_size, batch_size=settings.batch_size or 1, fill=run.config.fill, **loading
-    )
-    return iter(training), validation
 
 
 def _score(run: Run, found: Validation) -> Scores:

@@ -30,7 +30,7 @@ def run_header(started: Started) -> str:
     """What a run came to, before its first step."""
     run, done = started.run, started.history[-1]["epoch"] if started.history else 0
     config, settings = run.config, run.settings
-    reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items())
+    reached = ", ".join(f"{name} {share:.0%}" for name, share in started.coverage.items() if share == share)
     crop = fit_crop(settings, config)
     parts = {
         "seen in parts of " + "x".join(map(str, crop)): crop != config.image_size,

@@ -44,7 +44,10 @@ def overfit_frames(dataset: KittiDataset, count: int) -> tuple[KittiDataset, Kit
     rows = [row for row, labels in enumerate(dataset.labels) if (labels != IGNORE).any()]
     if len(rows) < count:
         raise InputError(f"overfit: asked for {count} pictures with objects, there are {len(rows)}")
-    return dataset.take(rows[:count] * STEPS), dataset.take(rows[:count])
+    training, validation = dataset.take(rows[:count] * STEPS), dataset.take(rows[:count])
+    training.split_note = f"{count} frames, {', '.join(validation.names)}, over and over"
+    validation.split_note = "the same frames to validate on"
+    return training, validation
 
 
 def overfit_verdict(

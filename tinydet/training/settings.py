@@ -46,7 +46,7 @@ class TrainSettings:
     """Passes over the training frames."""
     minutes: float | None = None
     """How long the run takes, its last validation included; instead of `epochs`."""
-    batch_size: int | None = 8
+    batch_size: int | None = 4
     """Pictures that go through the network together; as many as memory holds when None."""
     grad_accumulation: int = 1
     """How often they do for one step."""

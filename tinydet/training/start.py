@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import train_batches
+from tinydet.data.loader import train_batches, val_batches
 from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors, model_assigner
@@ -62,11 +62,11 @@ class Run(NamedTuple):
 
 def start(
     settings: TrainSettings,
-    out: Path | None,
+    out: Path | None = None,
     *,
-    resume: bool,
-    device: torch.device,
-    progress: Progress | None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> tuple[Run, State, dict[str, Any]]:
     """Make all that a run needs, and write nothing.
 
@@ -78,6 +78,7 @@ def start(
     Raises:
         InputError: the data, the settings or the folder are no good.
     """
+    device = torch.device(device)
     train_set, val_set = (KittiDataset(settings.data, split, classes=settings.classes) for split in ("train", "val"))
     begin, report = _first_checkpoint(settings, train_set, out, resume=resume, device=device, progress=progress)
     config, training, model = begin.config, begin.training, skeleton(begin.config)
@@ -126,16 +127,34 @@ def start(
     return Run(settings, config, train_set, val_set, training["weights"], report, *made), now, training
 
 
-def training_batches(settings: TrainSettings, config: ModelConfig, train_set: KittiDataset, **how: Any) -> DataLoader:
-    """The batches that a run is trained on; `how` is what else `tinydet.data.loader.train_batches` asks for."""
+def training_batches(
+    run: Run, epochs: range, *, batch_size: int | None = None, workers: int | None = None
+) -> DataLoader:
+    """The batches that a run is trained on, of a step each, in these epochs; in other portions if asked for."""
+    settings = run.settings
     return train_batches(
-        train_set,
-        fit_crop(settings, config),
-        fit=config.image_size,
+        run.train_set,
+        fit_crop(settings, run.config),
+        fit=run.config.image_size,
         scale_range=None if settings.overfit else settings.scale_range,
+        batch_size=batch_size or settings.step_size,
+        epochs=epochs,
         seed=settings.seed,
-        fill=config.fill,
-        **how,
+        fill=run.config.fill,
+        workers=settings.workers if workers is None else workers,
+        pin_memory=run.device.type == "cuda",
+    )
+
+
+def validation_batches(run: Run) -> DataLoader:
+    """The batches that a run is validated on, each time that it is gone through."""
+    return val_batches(
+        run.val_set,
+        run.config.image_size,
+        batch_size=run.settings.batch_size or 1,
+        fill=run.config.fill,
+        workers=run.settings.workers,
+        pin_memory=run.device.type == "cuda",
     )
 
 
