@@ -315,3 +315,17 @@ def test_the_real_frames(shared: Path) -> None:
         with Image.open(train.paths[i]) as picture:
             assert train[i].image.shape == (picture.height, picture.width, 3)
             assert train[i].size == train.sizes[i]
+
+
+def test_some_frames_in_any_order(tmp_path: Path) -> None:
+    write_kitti(tmp_path, 4, lists={"train": [f"{i:06d}" for i in range(4)]})
+    dataset = KittiDataset(tmp_path, classes=["Car"])
+    taken = dataset.take([2, 0, 2])
+    assert taken.names == ["000002", "000000", "000002"]
+    assert (len(taken), len(dataset)) == (3, 4)
+    for i, row in enumerate([2, 0, 2]):
+        np.testing.assert_array_equal(taken[i].image, dataset[row].image)
+        np.testing.assert_array_equal(taken[i].boxes, dataset[row].boxes)
+        assert taken.objects[i] is dataset.objects[row]
+        assert (taken.paths[i], taken.sizes[i]) == (dataset.paths[row], dataset.sizes[row])
+        assert taken.labels[i] is dataset.labels[row]

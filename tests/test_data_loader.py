@@ -157,3 +157,22 @@ def test_the_real_frames(shared: Path) -> None:
     assert (batch.labels >= IGNORE).all()
     assert (batch.labels < 3).all()
     assert (batch.labels >= 0).any()
+
+
+def test_training_pictures_are_left_as_they_are_if_asked(dataset: KittiDataset) -> None:
+    how: dict = {"batch_size": 2, "epochs": range(2), "seed": 3, "workers": 0, "fill": FILL}
+    batches = list(train_batches(dataset, SIZE, scale_range=None, **how))
+    shuffled = list(train_batches(dataset, SIZE, **how))
+    assert [batch.names for batch in batches] == [batch.names for batch in shuffled]
+    for batch in batches:
+        rows = [dataset.names.index(name) for name in batch.names]
+        assert_same(batch, collate([letterbox(dataset[row], SIZE, fill=FILL) for row in rows]))
+
+
+def test_training_pictures_may_be_parts_of_the_input(dataset: KittiDataset) -> None:
+    """Of its height and half its width, at the scale of the whole."""
+    how: dict = {"batch_size": 2, "epochs": range(1), "seed": 3, "workers": 0, "fill": FILL, "scale_range": (1.0, 1.0)}
+    scale = fit_scale((HEIGHT, WIDTH), SIZE)
+    for batch in train_batches(dataset, (SIZE[0], SIZE[1] // 2), fit=SIZE, **how):
+        assert batch.images.shape[2:] == (SIZE[0], SIZE[1] // 2)
+        assert batch.scales.tolist() == pytest.approx([scale] * 2)

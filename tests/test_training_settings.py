@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import hollow
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
-from tinydet.training.settings import TrainSettings, fit_model, new_run, resumed_settings
+from tinydet.training.settings import TrainSettings, fit_crop, fit_model, new_run, resumed_settings
 from tinydet.weights.checkpoint import save_checkpoint
 
 WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
@@ -174,3 +174,38 @@ def test_what_an_earlier_run_fitted_stays_as_it_is() -> None:
         )
     told = fit_model(TrainSettings("kitti", image_size=(64, 64), anchor_scale=1.0), [WIDE], base=base)
     assert (told.image_size, told.anchor_scale) == ((64, 64), 1.0)
+
+
+# What a step sees
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "crop"),
+    [
+        ((256, 896), {}, (256, 448)),
+        ((256, 512), {}, (256, 512)),  # twice as wide is not more than twice
+        ((512, 512), {}, (512, 512)),
+        ((256, 896), {"recipe": "paper"}, (256, 896)),
+        ((256, 896), {"crop": (128, 160)}, (128, 160)),
+        ((512, 512), {"recipe": "paper", "crop": (128, 160)}, (128, 160)),
+        ((256, 896), {"overfit": 4}, (256, 896)),
+        ((256, 896), {"overfit": 4, "crop": (128, 160)}, (256, 896)),
+    ],
+)
+def test_wide_pictures_are_seen_in_halves(
+    size: tuple[int, int], changes: dict[str, Any], crop: tuple[int, int]
+) -> None:
+    assert fit_crop(TrainSettings("kitti", **changes), model_config("lite0", image_size=size)) == crop
+
+
+def test_a_recipe_decides_what_was_not_told() -> None:
+    default, paper = TrainSettings("kitti"), TrainSettings("kitti", recipe="paper")
+    assert (default.optimizer, default.assignment) == ("adamw", "atss")
+    assert (paper.optimizer, paper.assignment, paper.scale_range) == ("sgd", "iou", (0.1, 2.0))
+    told = TrainSettings("kitti", recipe="paper", optimizer="adamw", scale_range=(0.5, 1.0))
+    assert (told.optimizer, told.assignment, told.scale_range) == ("adamw", "iou", (0.5, 1.0))
+
+
+def test_how_many_memory_holds_must_be_found_out_first() -> None:
+    with pytest.raises(AssertionError, match="not been found out"):
+        _ = TrainSettings("kitti", batch_size=None).peak_lr
