@@ -43,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         config=model_config("lite0", classes=CLASSES, image_size=(64, 192)),
         train_set=KittiDataset(data, "train", classes=CLASSES),
         val_set=KittiDataset(data, "val", classes=CLASSES),
+        device=torch.device("cpu"),
     )
 
 
