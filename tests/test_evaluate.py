@@ -104,7 +104,7 @@ def by_hand(network: EfficientDet, batch: Batch) -> tuple[Losses, list[Detection
     outputs = network(normalize(batch.images, mean=CONFIG.mean, std=CONFIG.std))
     targets = assign_batch(batch.boxes, batch.labels, anchors)
     losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
-    return losses, detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales)
+    return losses, detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, method="soft")
 
 
 # One pass
@@ -134,7 +134,9 @@ def test_detections_are_of_their_picture_in_its_own_pixels(dataset: KittiDataset
         (batch,) = batches_of(Subset(dataset, i), 1)
         _, (expected,) = by_hand(network, batch)
         assert len(detections.scores) > 5
-        torch.testing.assert_close(tuple(detections), tuple(expected), rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(detections.scores, expected.scores, rtol=1e-3, atol=1e-4)
+        same = torch.isclose(detections.boxes, expected.boxes, rtol=1e-3, atol=1e-2).all(1)
+        assert (same & (detections.labels == expected.labels)).float().mean() > 0.9  # rounding swaps a few near-ties
         height, width = dataset.sizes[i]
         extent = detections.boxes.amax(0)
         assert width / 2 < extent[2] <= width
