@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import tinydet.ops.assign
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.ops.anchors import anchors, feature_sizes
-from tinydet.ops.assign import assign, assign_batch, assign_nearby, atss, atss_batch
-from tinydet.ops.boxes import decode, encode, iou, swap_xy
+from tinydet.ops.anchors import anchors
+from tinydet.ops.assign import assign, assign_batch, assign_nearby
+from tinydet.ops.boxes import decode, encode, swap_xy
 
 # Four anchors for the rules: a square, its upper half, the square and as much below, and one apart.
 FOUR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 20], [20, 0, 30, 10]])
@@ -269,87 +269,6 @@ def test_deltas_follow_the_boxes_of_matched_rows_alone():
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
     assert not gradient[[0, 1, 3]].any()
     assert gradient[2].all()
-
-
-# A threshold of each object's own
-
-
-def plain_atss(boxes, labels, anchors, places, nearest):
-    """Which anchors an object takes, one pair after another, in the words of the docstring; no forced matches."""
-
-    def centre(box):
-        return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-
-    shapes = len(anchors) // sum(places)
-    matches, best = [-1] * len(anchors), [0.0] * len(anchors)
-    for row, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        if label < 0:
-            continue
-        candidates, first = [], 0
-        for count in places:
-            at = sorted(range(first, first + count), key=lambda p: math.dist(centre(anchors[p * shapes]), centre(box)))
-            candidates += [p * shapes + shape for p in at[:nearest] for shape in range(shapes)]
-            first += count
-        overlaps = [iou(torch.tensor([box]), torch.tensor([anchors[a]])).item() for a in candidates]
-        bar = np.mean(overlaps) + np.std(overlaps, ddof=1)
-        for a, overlap in zip(candidates, overlaps, strict=True):
-            x, y = centre(anchors[a])
-            inside = box[0] < x < box[2] and box[1] < y < box[3]
-            if inside and overlap >= bar and overlap > best[a]:
-                matches[a], best[a] = row, overlap
-    return matches
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_atss_is_what_its_words_say(seed):
-    rng = np.random.default_rng(seed)
-    corner = rng.uniform(0, 80, (6, 2))
-    boxes = torch.tensor(np.concatenate([corner, corner + rng.uniform(5, 60, (6, 2))], -1))
-    labels = torch.tensor([0, 2, 1, IGNORE, BACKGROUND, 0])
-    size = (96, 128)
-    places = [h * w for h, w in feature_sizes(size)]
-    set_of_anchors = anchors(size, scale=2.0, dtype=torch.float64)
-    result = atss(boxes, labels, set_of_anchors, places=places, nearest=5)
-    expected = plain_atss(boxes.tolist(), labels.tolist(), set_of_anchors.tolist(), places, 5)
-    forced = assign(boxes, labels, set_of_anchors, iou_threshold=2.0)  # nothing else, but for the ignored
-    free = forced.matches < 0
-    assert result.matches[free].tolist() == np.array(expected)[free.numpy()].tolist()
-    assert torch.equal(result.matches[~free], forced.matches[~free])
-    matched = result.matches >= 0
-    assert torch.equal(result.labels[matched], labels[result.matches[matched]])
-    assert torch.equal(result.labels[~matched], forced.labels[~matched])
-    assert (result.labels == IGNORE).any()
-    torch.testing.assert_close(decode(result.deltas[matched], set_of_anchors[matched]), boxes[result.matches[matched]])
-    assert matched.sum() > 3 * (~free).sum()
-
-
-def test_atss_of_a_batch_is_its_pictures():
-    boxes, labels = batch(1)
-    set_of_anchors, places = anchors((64, 80)), [h * w for h, w in feature_sizes((64, 80))]
-    each = [atss(b, t, set_of_anchors, places=places) for b, t in zip(boxes, labels, strict=True)]
-    for got, expected in zip(
-        atss_batch(boxes, labels, set_of_anchors, places=places), zip(*each, strict=True), strict=True
-    ):
-        assert torch.equal(got, torch.stack(expected))
-
-
-def test_atss_without_objects_finds_none():
-    places = [h * w for h, w in feature_sizes((64, 80))]
-    for rows in (0, 2):
-        boxes, labels = torch.zeros(rows, 4), torch.full((rows,), BACKGROUND)
-        result = atss(boxes, labels, anchors((64, 80)), places=places)
-        assert (result.labels == BACKGROUND).all()
-        assert (result.matches == -1).all()
-        assert not result.deltas.any()
-
-
-def test_a_small_object_gets_many_anchors():
-    """One that the threshold of .5 gives its forced match and nothing else."""
-    size = (64, 80)
-    places, set_of_anchors = [h * w for h, w in feature_sizes(size)], anchors(size)
-    box, label = torch.tensor([[30.0, 20, 42, 34]]), torch.tensor([1])
-    assert (assign(box, label, set_of_anchors).labels == 1).sum() == 1
-    assert (atss(box, label, set_of_anchors, places=places).labels == 1).sum() >= 3
 
 
 # The reference

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import tinydet.ops
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.anchors import anchors, coverage, feature_sizes
-from tinydet.ops.assign import assign, assign_batch, assign_nearby, atss, atss_batch
+from tinydet.ops.assign import assign, assign_batch, assign_nearby
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -37,7 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWa
 GENERATOR = torch.Generator().manual_seed(0)
 ANCHORS = anchors((16, 24), octaves=1, dtype=torch.float64)
 LABELS = torch.tensor([1, 0, BACKGROUND, IGNORE, 2])
-PLACES = [h * w for h, w in feature_sizes((16, 24))]
 
 
 def values(*shape):
@@ -86,8 +85,6 @@ OTHER = {
     "feature_sizes": (feature_sizes, (16, 24)),
     "anchors": (partial(anchors, dtype=torch.float64), (16, 24)),
     "assign_batch": (assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
-    "atss": (partial(atss, places=PLACES), boxes(1, 5)[0], LABELS, ANCHORS),
-    "atss_batch": (partial(atss_batch, places=PLACES), boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
     "assign_nearby": (assign_nearby, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
     "detection_loss, once": (
         partial(detection_loss, once=True),

@@ -130,7 +130,7 @@ def test_the_header_says_what_a_run_came_to() -> None:
         "7 train frames",
         "3 val frames",
         "4, 12 steps an epoch",
-        "adamw, peak lr 0.002, cosine, weight decay 0.01, assignment atss, seed 3",
+        "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
         "cpu, float32",
         "runs/lite0-1, 50 epochs",
     ]
@@ -139,9 +139,7 @@ def test_the_header_says_what_a_run_came_to() -> None:
 def test_the_header_says_what_the_settings_came_to() -> None:
     told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "trunk", "ema_decay": 0.0}
     header = run_header(started(0, device="cuda:1", precision="bf16", grad_accumulation=2, minutes=13.5, **told))
-    assert (
-        "sgd, peak lr 0.01, plateau, weight decay 4e-05, assignment iou, no averaged weights, trunk frozen, seed 3\n"
-    ) in header
+    assert ("sgd, peak lr 0.01, plateau, weight decay 4e-05, no averaged weights, trunk frozen, seed 3\n") in header
     assert "cuda:1, bfloat16 where it is safe\n" in header
     assert "4 x 2 = 8, 12 steps an epoch\n" in header
     assert "input     256x896, anchor scale 2.5\n" in header

@@ -14,7 +14,7 @@ from tinydet.model.fuse import fuse, fused_skeleton
 from tinydet.model.heads import BoxNet, ClassNet
 from tinydet.model.layers import SeparableConvBlock, swish
 from tinydet.ops.anchors import anchors, coverage
-from tinydet.ops.assign import Targets, assign, assign_batch, assign_nearby, atss, atss_batch
+from tinydet.ops.assign import Targets, assign, assign_batch, assign_nearby
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -100,8 +100,6 @@ __all__ = [
     "assign",
     "assign_batch",
     "assign_nearby",
-    "atss",
-    "atss_batch",
     "clip",
     "coverage",
     "cxcywh_to_xyxy",

@@ -14,9 +14,10 @@ from tinydet.data.loader import Batch, val_batches
 from tinydet.errors import InputError
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import COCO_CLASSES, ModelConfig
-from tinydet.model.detect import Detections, detect, model_anchors, model_assigner
+from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, normalize
 from tinydet.model.fuse import network
+from tinydet.ops.assign import assign_nearby
 from tinydet.ops.losses import Losses, detection_loss
 from tinydet.weights.formats import Weights
 from tinydet.weights.load import with_classes
@@ -35,16 +36,13 @@ class Validation(NamedTuple):
 
 
 @torch.inference_mode()
-def validate(
-    params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, config: ModelConfig, assignment: str = "iou"
-) -> Validation:
+def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, config: ModelConfig) -> Validation:
     """Loss and detections of every picture in one pass, with the soft suppression of the published AP.
 
     Args:
         params, buffers: weights of a whole detector; they decide the device.
         batches: from `tinydet.data.loader.val_batches`.
         config: the model's.
-        assignment: by which the loss is measured, as for `tinydet.model.detect.model_assigner`.
     """
     device = next(iter(params.values())).device
     forward = network(params, buffers, config=config)
@@ -55,10 +53,9 @@ def validate(
         if anchors is None:
             height, width = batch.images.shape[-2:]
             anchors = model_anchors(config, (height, width), device=device)
-            assign = model_assigner(assignment, config, (height, width))
         images = normalize(batch.images.to(device), mean=config.mean, std=config.std)
         outputs = forward(images)
-        targets = assign(batch.boxes.to(device), batch.labels.to(device), anchors)
+        targets = assign_nearby(batch.boxes.to(device), batch.labels.to(device), anchors)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(images)
         count += len(images)

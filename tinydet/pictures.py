@@ -55,7 +55,8 @@ def illustrated(events: Iterable[Event]) -> Iterator[Event]:
         if isinstance(event, Started):
             run, out, history = event.run, event.out, event.history
             frames = val_frames(run.val_set)
-            save_jpeg(train_sheet(run, epoch=len(history)), out / "train-sheet.jpg")
+            epoch = history[-1]["epoch"] if history else 0
+            save_jpeg(train_sheet(run, epoch=epoch), out / "train-sheet.jpg")
         elif isinstance(event, Validated):
             history = [*history, event.row]
             save_jpeg(val_sheet(frames, event.detections, classes=run.config.classes), out / "val-sheet.jpg")

@@ -86,9 +86,7 @@ def train(
             break
         trained = yield from train_epoch(run, now, stream, training, elapsed=lambda: clock() - began)
         now, validating = trained.state, clock()
-        found = validate(
-            now.ema_params, now.ema_buffers, val_loader, config=run.config, assignment=str(run.settings.assignment)
-        )
+        found = validate(now.ema_params, now.ema_buffers, val_loader, config=run.config)
         row = _row(run, trained, found, epoch=math.ceil(now.step / run.plan.steps))
         row["val_seconds"] = round(clock() - validating, 2)
         if run.settings.schedule == "plateau" and not warming_up(run, pace):

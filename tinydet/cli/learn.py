@@ -57,9 +57,6 @@ from tinydet.errors import InputError
 )
 @click.option("--grad-accumulation", default=1, show_default=True, help="Batches for one step.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="torch.optim's; by the recipe when left out.")
-@click.option(
-    "--assignment", type=click.Choice(["atss", "iou"]), help="What gives anchors their targets; by the recipe."
-)
 @click.option("--lr", type=float, help="Peak learning rate; by the optimizer and the batch when left out.")
 @click.option("--weight-decay", type=float, help="Of convolution kernels; by the optimizer when left out.")
 @click.option(

@@ -41,7 +41,6 @@ def run_header(started: Started) -> str:
         f"peak lr {settings.peak_lr:.3g}": True,
         settings.schedule: True,
         f"weight decay {settings.decay:g}": True,
-        f"assignment {settings.assignment}": True,
         "no averaged weights": not settings.ema_decay,
         f"{settings.freeze} frozen": settings.freeze != "none",
         f"seed {settings.seed}": True,

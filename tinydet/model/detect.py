@@ -1,7 +1,5 @@
 """From what the network says to boxes, in the frame of the picture as it was."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,14 +7,11 @@ from torch import Tensor
 
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import Outputs
-from tinydet.ops.anchors import anchors, feature_sizes
-from tinydet.ops.assign import Targets, assign_nearby, atss_batch
+from tinydet.ops.anchors import anchors
 from tinydet.ops.boxes import clip, decode
 from tinydet.ops.nms import nms, soft_nms_best
 
 METHODS = ("hard", "soft")
-ASSIGNMENTS = ("atss", "iou")
-Assigner = Callable[[Tensor, Tensor, Tensor], Targets]
 
 
 class Detections(NamedTuple):
@@ -42,27 +37,6 @@ def model_anchors(
         levels=config.levels,
         device=device,
     )
-
-
-def model_assigner(name: str, config: ModelConfig, image_size: tuple[int, int]) -> Assigner:
-    """What gives the anchors of a model at a (height, width) their targets, by its name.
-
-    Args:
-        name: "iou" for the paper's threshold of .5, "atss" for one by object.
-        config: the model's.
-        image_size: that of the anchors.
-
-    Returns:
-        boxes float[B M 4], labels int64[B M], anchors float[A 4] -> Targets, as `tinydet.ops.assign.assign_batch`.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if name not in ASSIGNMENTS:
-        raise ValueError(f"assignment must be one of {ASSIGNMENTS}, got {name!r}")
-    if name == "iou":
-        return assign_nearby
-    return partial(atss_batch, places=[h * w for h, w in feature_sizes(image_size, levels=config.levels)])
 
 
 def detect(

@@ -1,7 +1,5 @@
 """Assignment: what each anchor should say, given the objects of a picture."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,81 +41,15 @@ def assign(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: flo
     """
     if not len(boxes):  # nothing to reduce over: one row of padding means the same
         boxes, labels = boxes.new_zeros(1, 4), labels.new_full((1,), BACKGROUND)
-    shared, anchor_area = intersection(boxes, anchors), area(anchors)  # [M A], [A]
-    overlap = _iou(shared, area(boxes)[:, None], anchor_area).where((labels >= 0)[:, None], 0)
-    ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
+    shared = intersection(boxes, anchors)  # [M A]
+    anchor_area = area(anchors)
+    overlap = _iou(shared, area(boxes)[:, None], anchor_area)
+    overlap = overlap.where((labels >= 0)[:, None], 0)
     best, match = overlap.max(0)  # of each anchor
-    match = _forced(match.where(best >= iou_threshold, -1), *overlap.max(1))
-    return _targets(boxes, labels, anchors, match, ignored)
-
-
-def atss(boxes: Tensor, labels: Tensor, anchors: Tensor, *, places: Sequence[int], nearest: int = 9) -> Targets:
-    """Ground truth of one picture to targets of its anchors, by a threshold of each object's own.
-
-    The candidates of an object are the anchors at the `nearest` places of each level to its centre. It takes those
-    whose centre lies in it and whose IoU with it is at least the candidates' mean plus their standard deviation; an
-    anchor that several want goes to the one it overlaps most. All else is as for `assign`: so every object takes its
-    best candidate too, however little they overlap. An object gets some fifty anchors, large or small, where one
-    threshold of .5 gives five, and a small one a single one.
-
-    Args:
-        boxes: float[M 4], xyxy pixels of the network's input.
-        labels: int64[M]; rows labelled IGNORE are ignore regions, rows labelled BACKGROUND are padding.
-        anchors: float[A 4], same frame: by level, place and shape, as of `tinydet.ops.anchors.anchors`.
-        places: of each level.
-        nearest: places a level that are looked at.
-
-    Returns:
-        Targets of the A anchors.
-
-    Reference: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
-    Sample Selection, algorithm 1, with all shapes of a place as candidates. The forced matches are google/automl's.
-    """
-    return _atss(boxes, labels, boxes, labels == IGNORE, anchors, places=places, nearest=nearest)
-
-
-def _atss(
-    boxes: Tensor,
-    labels: Tensor,
-    regions: Tensor,
-    ignores: Tensor,
-    anchors: Tensor,
-    *,
-    places: Sequence[int],
-    nearest: int,
-) -> Targets:
-    """`atss`, where only those `regions`, float[R 4], ignore that bool[R] says so."""
-    if not len(boxes):
-        boxes, labels = boxes.new_zeros(1, 4), labels.new_full((1,), BACKGROUND)
-    count, shapes = len(boxes), len(anchors) // sum(places)
-    centres = (anchors[::shapes, :2] + anchors[::shapes, 2:]) / 2  # [P 2]
-    offsets = centres - ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]  # [M P 2]
-    near, first = [], 0
-    for level in offsets.square().sum(-1).split(list(places), dim=1):
-        near.append(level.topk(min(nearest, level.shape[1]), largest=False, sorted=False).indices + first)
-        first += level.shape[1]
-    place = torch.cat(near, 1)  # [M C/S]
-    candidate = (place[..., None] * shapes + torch.arange(shapes, device=boxes.device)).flatten(1)  # [M C]
-    shared = intersection(boxes[:, None], anchors[candidate])[:, 0]
-    overlap = _iou(shared, area(boxes)[:, None], area(anchors)[candidate]).where((labels >= 0)[:, None], 0)
-    bar = overlap.mean(1, keepdim=True) + overlap.std(1, keepdim=True)
-    centre = centres[place].repeat_interleave(shapes, 1)  # [M C 2]
-    inside = ((centre > boxes[:, None, :2]) & (centre < boxes[:, None, 2:])).all(-1)
-    wanted = overlap.where((overlap >= bar) & inside, 0).flatten()
-
-    flat, row = candidate.flatten(), torch.arange(count, device=boxes.device).repeat_interleave(candidate.shape[1])
-    best = wanted.new_zeros(len(anchors)).scatter_reduce(0, flat, wanted, "amax")
-    row = row.where((wanted > 0) & (wanted == best[flat]), count)
-    match = torch.full_like(flat, count)[:1].expand(len(anchors)).scatter_reduce(0, flat, row, "amin")
-    reach, favourite = overlap.max(1)
-    favourite = candidate.gather(1, favourite[:, None])[:, 0]
-    match = _forced(match.where(match < count, -1), reach, favourite)
-    ignored = (intersection(regions, anchors) > 0.5 * area(anchors)).logical_and(ignores[:, None]).any(0)
-    return _targets(boxes, labels, anchors, match, ignored)
-
-
-def _targets(boxes: Tensor, labels: Tensor, anchors: Tensor, match: Tensor, ignored: Tensor) -> Targets:
-    """Targets by int64[A], the row that an anchor matched, or -1, and bool[A], whether it is to be ignored if none."""
+    match = match.where(best >= iou_threshold, -1)
+    reach, favourite = overlap.max(1)  # of each object
+    ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
+    match = _forced(match, reach, favourite)
     matched, row = match >= 0, match.clamp(min=0)
     return Targets(
         labels=labels[row].where(matched, torch.where(ignored, IGNORE, BACKGROUND)),
@@ -153,24 +85,10 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
     Returns:
         Targets with a leading B.
     """
-    return _each(partial(assign, anchors=anchors, iou_threshold=iou_threshold), boxes, labels)
 
+    def one(boxes: Tensor, labels: Tensor) -> Targets:
+        return assign(boxes, labels, anchors, iou_threshold=iou_threshold)
 
-def atss_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, places: Sequence[int], nearest: int = 9) -> Targets:
-    """`atss` for every picture of a batch; arguments and result as for `assign_batch` and `atss`.
-
-    On CPU only what is an ignore region is looked at as one, which torch.func could not follow: a third of the time.
-    """
-    if boxes.device.type != "cpu":
-        return _each(partial(atss, anchors=anchors, places=places, nearest=nearest), boxes, labels)
-    found = []
-    for of_picture, kinds in zip(boxes, labels, strict=True):
-        regions, ignores = of_picture[kinds == IGNORE], kinds[kinds == IGNORE] == IGNORE
-        found.append(_atss(of_picture, kinds, regions, ignores, anchors, places=places, nearest=nearest))
-    return Targets(*map(torch.stack, zip(*found, strict=True)))
-
-
-def _each(one: Callable[[Tensor, Tensor], Targets], boxes: Tensor, labels: Tensor) -> Targets:
     # On CPU the planes of one picture fit the cache and those of a batch do not: 3 to 5 times faster one by one.
     chunk_size = 1 if boxes.device.type == "cpu" else None
     return torch.func.vmap(one, chunk_size=chunk_size)(boxes, labels)

@@ -11,15 +11,14 @@ import numpy as np
 from tinydet.data.kitti import CLASSES
 from tinydet.errors import InputError
 from tinydet.model.config import MODELS, ModelConfig, model_config
-from tinydet.model.detect import ASSIGNMENTS
 from tinydet.training.step import FREEZE, OPTIMIZERS, PRECISIONS
 from tinydet.weights.checkpoint import load_checkpoint
 
 SCHEDULES = ("cosine", "plateau", "constant")
 # What a run is by default, and by the paper, where it is not told.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "assignment": "atss", "scale_range": (0.7, 1.5)},
-    "paper": {"optimizer": "sgd", "assignment": "iou", "scale_range": (0.1, 2.0)},
+    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8)},
+    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0)},
 }
 
 
@@ -41,7 +40,7 @@ class TrainSettings:
     freeze: str = "none"
     """What stays as it began, as for `tinydet.training.step.frozen_modules`."""
     recipe: str = "default"
-    """A key of `RECIPES`, which decides the optimizer, the assignment and the scale_range when they are None."""
+    """A key of `RECIPES`, which decides the optimizer and the scale_range when they are None."""
     epochs: int = 50
     """Passes over the training frames."""
     minutes: float | None = None
@@ -64,8 +63,6 @@ class TrainSettings:
     """Of the averaged weights; 0 for none."""
     amp: str = "auto"
     """What the network computes in, as for `tinydet.training.step.choose_precision`."""
-    assignment: str | None = None
-    """What gives anchors their targets, as for `tinydet.model.detect.model_assigner`."""
     crop: tuple[int, int] | None = None
     """(height, width) of the part of the input that a step sees of a picture; by `fit_crop` when None."""
     scale_range: tuple[float, float] | None = None
@@ -86,7 +83,6 @@ class TrainSettings:
             "freeze": FREEZE,
             "optimizer": (*OPTIMIZERS, None),
             "schedule": SCHEDULES,
-            "assignment": (*ASSIGNMENTS, None),
             "amp": ("auto", *PRECISIONS),
         }
         for name, known in choices.items():

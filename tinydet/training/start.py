@@ -16,7 +16,7 @@ from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import train_batches, val_batches
 from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
-from tinydet.model.detect import model_anchors, model_assigner
+from tinydet.model.detect import model_anchors
 from tinydet.model.functional import Tensors
 from tinydet.training.batch_size import MOST, largest_batch, memory_limit, noise, peak_bytes
 from tinydet.training.overfit import overfit_frames, overfit_settings
@@ -95,7 +95,6 @@ def start(
         anchors=model_anchors(config, crop, device=device),
         clip=settings.clip,
         ema_decay=settings.ema_decay,
-        assign=model_assigner(str(settings.assignment), config, crop),
         frozen=frozen,
         precision=precision,
     )
