@@ -164,7 +164,7 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: W
     config = weights.config
     batches = val_batches(dataset, config.image_size, batch_size=2, workers=0, fill=config.fill)
     expected = validate(weights.params, weights.buffers, batches, config=config).detections
-    predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01))
+    predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01, method="soft"))
     assert [one.path for one in predictions] == dataset.paths
     for one, detections in zip(predictions, expected, strict=True):
         assert len(one.detections.scores) > 10

@@ -1,6 +1,7 @@
 """Pictures of a run as it goes: what it is trained on, what it finds, and its curves, in the run's folder."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -83,17 +84,18 @@ def tensorboarded(events: Iterable[Event]) -> Iterator[Event]:
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    for event in events:
-        if isinstance(event, Started):
-            done = event.history[-1]["step"] if event.history else 0
-            writer = SummaryWriter(str(event.out / "tensorboard"), purge_step=done + 1)
-        elif isinstance(event, Stepped):
-            writer.add_scalar("step/total", event.losses.total, event.step)
-        elif isinstance(event, Validated):
-            for name, value in scalars(event.row).items():
-                writer.add_scalar(name, value, event.row["step"])
-            writer.flush()
-        yield event
+    with ExitStack() as open_files:
+        for event in events:
+            if isinstance(event, Started):
+                done = event.history[-1]["step"] if event.history else 0
+                writer = open_files.enter_context(SummaryWriter(str(event.out / "tensorboard"), purge_step=done + 1))
+            elif isinstance(event, Stepped):
+                writer.add_scalar("step/total", event.losses.total, event.step)
+            elif isinstance(event, Validated):
+                for name, value in scalars(event.row).items():
+                    writer.add_scalar(name, value, event.row["step"])
+                writer.flush()
+            yield event
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
