@@ -50,7 +50,7 @@ PLAN = {
     "train": Room(f"{WINGS} training draw evaluate", "numpy torch"),
     "predict": Room(f"{WINGS} draw evaluate", "numpy torch PIL"),
     "export": Room(f"{WINGS} draw evaluate", "numpy torch"),
-    "plots": Room(f"{WINGS} draw evaluate", "numpy matplotlib"),
+    "plots": Room(f"{WINGS} training draw evaluate", "numpy matplotlib"),
     "pictures": Room(f"{WINGS} training draw evaluate plots", "numpy torch"),
     "runs": Room(f"{WINGS} training", "numpy"),
     "memory": Room("", ""),

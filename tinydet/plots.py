@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from tinydet.metrics.kitti import KittiCurve
+from tinydet.training.history import best_row
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -149,7 +150,7 @@ def score_curves(histories: Mapping[str, Rows], path: str | os.PathLike[str]) ->
     figure = _figure(13, 6 + 0.3 * len(histories))
     panels = figure.subplots(1, 2, sharey=True)
     keys = []
-    best = {name: _best(history) for name, history in histories.items()}
+    best = {name: best_row(history) for name, history in histories.items()}
     styles = zip(histories, cycle(COLOURS), _markers(), cycle(LEVELS.values()), strict=False)
     for name, colour, marker, dashes in sorted(styles, key=lambda one: -best[one[0]]["mean_moderate"]):
         history, top = histories[name], best[name]
@@ -194,11 +195,6 @@ def spread(values: Sequence[float], *, gap: float, low: float, high: float) -> n
     moved = np.empty(len(values))
     moved[order] = level.clip(low, high - steps[-1]) + steps
     return moved
-
-
-def _best(history: Rows) -> Mapping[str, Any]:
-    """The row of the epoch that `best.pt` holds."""
-    return max(history, key=lambda row: (row["mean_moderate"], -row["val"]["total"]))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -247,7 +243,7 @@ def _over_epochs(axes: Axes, epochs: Sequence[int]) -> None:
 
 def _mark_best(axes: Axes, history: Rows) -> None:
     """Mark the epoch that was the best, in all panels that share the epochs, and say above which it is."""
-    best = _best(history)
+    best = best_row(history)
     for one in axes.figure.axes:
         one.axvline(best["epoch"], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
     text = f"best: epoch {best['epoch']}"

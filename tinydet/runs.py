@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydet.errors import InputError
+from tinydet.training.history import best_row
 
 Row = dict[str, Any]
 WIDTH, HEIGHT = 80, 14  # of a terminal and of a chart, in characters
@@ -115,14 +116,9 @@ def _row(text: bytes, *, path: Path, line: int) -> Row:
     return row
 
 
-def _moderate(row: Row) -> dict[str, float]:
+def _moderate(row: Mapping[str, Any]) -> dict[str, float]:
     """Moderate R40 of an epoch in percent, by class."""
     return {name: levels["moderate"] for name, levels in row["R40"].items()}
-
-
-def _best(run: Run) -> Row:
-    """The row of the epoch that best.pt is."""
-    return max(run.rows, key=lambda row: (row["mean_moderate"], -row["val"]["total"]))
 
 
 def _minutes(run: Run) -> float:
@@ -148,7 +144,7 @@ def _summary(folder: Path) -> RunSummary:
         run = read_run(folder)
     except InputError as error:
         return RunSummary(folder.name, changed, str(error).removeprefix(str(folder)).lstrip(f":{os.sep} "))
-    best, minutes = _best(run), run.settings.get("minutes")
+    best, minutes = best_row(run.rows), run.settings.get("minutes")
     return RunSummary(
         name=folder.name,
         changed=changed,
@@ -169,7 +165,7 @@ def runs_table(runs: Sequence[RunSummary]) -> str:
     names = names if len(names) <= MOST_CLASSES else []
     head = ["run", "changed", "model", "epochs", "best", "mean", *names, "minutes", "data"]
     rows = [_cells(run, names) + [""] * (len(head) - 2 if run.wrong else 0) for run in runs]
-    first, *lines = _aligned([head, *rows], left=(0, 1, 2, len(head) - 1))
+    first, *lines = aligned([head, *rows], left=(0, 1, 2, len(head) - 1))
     return "\n".join([first, *(f"{line}  {run.wrong}".rstrip() for line, run in zip(lines, runs, strict=True))])
 
 
@@ -183,7 +179,7 @@ def _cells(run: RunSummary, names: Iterable[str]) -> list[str]:
     return [*first, run.model, f"{run.done}/{run.asked}", *best, f"{run.minutes:.0f}", run.data]
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
     """Rows as lines, of which some columns stand to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
@@ -214,17 +210,17 @@ def comparison(compared: Comparison) -> str:
     """Two runs as text, 80 columns wide: how their mean Moderate R40 went, what they came to, and what differs."""
     a, b = compared.a, compared.b
     lines = ["mean Moderate R40, %, after each epoch", *_chart(a.rows, b.rows)]
-    lines += [f"A ⠒⠒⠒⠒ {a.path}", f"B ⠂ ⠂  {b.path}", "", *_aligned(_results(compared)), ""]
+    lines += [f"A ⠒⠒⠒⠒ {a.path}", f"B ⠂ ⠂  {b.path}", "", *aligned(_results(compared)), ""]
     if not compared.settings:
         return "\n".join([*lines, "no setting differs"])
     width = (WIDTH - 4 - max(len("setting"), *map(len, compared.settings))) // 2
     differ = [[name, *_shortened(*map(_shown, pair), width=width)] for name, pair in compared.settings.items()]
-    return "\n".join([*lines, *_aligned([["setting", "A", "B"], *differ], left=(0, 1, 2))])
+    return "\n".join([*lines, *aligned([["setting", "A", "B"], *differ], left=(0, 1, 2))])
 
 
 def _results(compared: Comparison) -> list[list[str]]:
     """The best epochs, the last that both have done, and what it took."""
-    runs, best = (compared.a, compared.b), (_best(compared.a), _best(compared.b))
+    runs, best = (compared.a, compared.b), (best_row(compared.a.rows), best_row(compared.b.rows))
     names = dict.fromkeys(name for row in best for name in row["R40"])
     aps = {name: [f"{_moderate(row)[name]:.1f}" if name in row["R40"] else "-" for row in best] for name in names}
     both = [(one, other) for one, other in compared.epochs.values() if one and other][-1:]

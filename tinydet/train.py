@@ -22,6 +22,7 @@ from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
 from tinydet.training.epoch import Trained, run_pace, train_epoch, warming_up
 from tinydet.training.events import Event, Noted, Started, Validated
+from tinydet.training.history import standing
 from tinydet.training.overfit import REPEATS, overfit_verdict
 from tinydet.training.schedule import is_over
 from tinydet.training.settings import TrainSettings, new_run
@@ -91,8 +92,7 @@ def train(
         row["val_seconds"] = round(clock() - validating, 2)
         if run.settings.schedule == "plateau" and not warming_up(run, pace):
             run.plateau.step(row["val"]["total"])
-        standing = (row["mean_moderate"], -row["val"]["total"])
-        better = standing > tuple(training["best"])
+        better = standing(row) > tuple(training["best"])
         training = {
             **training,
             "settings": dataclasses.asdict(run.settings),
@@ -100,7 +100,7 @@ def train(
             "parts": trained.parts,
             "elapsed": clock() - began,
             "history": [*training["history"], row],
-            "best": standing if better else training["best"],
+            "best": standing(row) if better else training["best"],
             "optimizer": run.optimizer.state_dict(),
             "plateau": run.plateau.state_dict(),
             "scaler": run.scaler.state_dict(),

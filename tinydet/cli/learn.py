@@ -142,14 +142,13 @@ def train(
         elif isinstance(event, Stepped):
             bar = bar or progress(total, show=lambda losses: losses and f"loss {losses.total:.3f}")
             bar.update(1, event.losses)
-        elif isinstance(event, Noted):
-            erase(bar)
-            bar = None
-            click.echo(f"note: {event.text}", err=True)
         else:
             erase(bar)
             bar = None
-            click.echo(epoch_row(event.row, best=event.best))
+            if isinstance(event, Noted):
+                click.echo(f"note: {event.text}", err=True)
+            else:
+                click.echo(epoch_row(event.row, best=event.best))
     click.echo(f"the best epoch is {folder / 'best.pt'}, the last {folder / 'last.pt'}")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinydet.evaluate import Scores
+from tinydet.runs import aligned
 from tinydet.training.events import Started
 from tinydet.training.settings import TrainSettings, fit_crop
 from tinydet.weights.load import Report
@@ -23,7 +24,7 @@ def ap_table(scores: Scores) -> str:
         for level, count in counts.items()
         if count < 41
     ]
-    return "\n".join([*_aligned(rows), *notes])
+    return "\n".join([*aligned(rows), *notes])
 
 
 def run_header(started: Started) -> str:
@@ -111,14 +112,3 @@ def _epoch_line(cells: list[str], classes: Iterable[str]) -> str:
     """Cells of an epoch as a line; columns are wide enough for the names of their classes."""
     widths = [5, 10, 10, 10, *(max(10, len(name)) for name in classes), 10, 10]
     return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]

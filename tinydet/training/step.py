@@ -92,16 +92,17 @@ def train_step(
         _part_loss, model=model, positives=matches.sum(), frozen=frozen, precision=PRECISIONS[precision], scaler=scaler
     )
     learning, buffers = trainable(state.params, frozen), state.buffers
-    found, grads = [], dict.fromkeys(learning, torch.zeros((), device=anchors.device))
+    found: list[Losses] = []
     for part in zip(*(x.chunk(parts) for x in (batch.images, targets.labels, targets.deltas)), strict=True):
         (_, (losses, buffers)), slopes = value_and_grad(loss, has_aux=True)(learning, state.params, buffers, *part)
+        for name, param in learning.items():
+            # In the memory order of the parameter: autograd has its own, and the fused optimisers do not look.
+            if found and param.grad is not None:
+                param.grad.add_(slopes[name])
+            else:
+                param.grad = torch.empty_like(param).copy_(slopes[name])
         found.append(losses)
-        grads = {name: grads[name] + slope for name, slope in slopes.items()}
     losses = Losses(*(torch.stack(terms).sum() for terms in zip(*found, strict=True)))
-
-    for name, param in learning.items():
-        # In the memory order of the parameter: autograd has its own, and the fused optimisers do not look.
-        param.grad = torch.empty_like(param).copy_(grads[name])
     scaler.unscale_(optimizer)
     clipped = [param.grad for param in learning.values() if param.grad is not None]
     norm = torch.nn.utils.get_total_norm(clipped)

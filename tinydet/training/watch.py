@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tinydet.model.config import ModelConfig
+from tinydet.training.history import best_row
 from tinydet.training.settings import TrainSettings
 
 History = Sequence[Mapping[str, Any]]
@@ -136,7 +137,7 @@ def _overfits(history: History, settings: TrainSettings) -> list[str]:
 def _overfits_line(_: list[str], history: History, settings: TrainSettings) -> str:
     train, val = _totals(history, "train"), _totals(history, "val")
     lowest = val.index(min(val))
-    best = max(history, key=lambda row: (row["mean_moderate"], -row["val"]["total"]))["epoch"]
+    best = best_row(history)["epoch"]
     decay = "" if settings.weight_decay is None else f" (now {settings.weight_decay:g})"
     trunk = ", --freeze trunk" if settings.freeze == "none" else ""
     length = "--minutes" if settings.minutes else "--epochs"
