@@ -1,7 +1,7 @@
 """Drawings show what they are given, where it is, and leave alone what they draw on."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -245,11 +245,12 @@ def test_a_picture_that_is_not_whole_replaces_nothing(tmp_path: Path, monkeypatc
         assert (picture.format, picture.size) == ("JPEG", (60, 40))
     assert [one.name for one in tmp_path.iterdir()] == ["a.jpg"]
 
-    def full(picture: Image.Image, partial: Path, **_: Any) -> None:
-        partial.write_bytes(b"half")
+    def full(picture: Image.Image, file: IO[bytes], **_: Any) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="no space"):
         save_jpeg(noise(40, 60), path)
     assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["a.jpg"]

@@ -33,11 +33,12 @@ class Room(NamedTuple):
     packages: str
 
 
-LEAVES = "labels errors"
+LEAVES = "labels errors files"
 WINGS = f"{LEAVES} ops data metrics model weights"
 PLAN = {
     "labels": Room("", ""),
     "errors": Room("", ""),
+    "files": Room("", ""),
     "ops": Room(LEAVES, "torch"),
     "data": Room(LEAVES, "numpy torch PIL"),
     "data.augment": Room(LEAVES, "numpy albumentations"),

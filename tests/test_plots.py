@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -182,8 +182,8 @@ def test_what_is_not_whole_replaces_nothing(tmp_path: Path, monkeypatch: pytest.
     plots.loss_curves(history(1, 1), path)
     before = path.read_bytes()
 
-    def full(figure: Figure, partial: Path, **_: Any) -> None:
-        partial.write_bytes(b"half")
+    def full(figure: Figure, file: IO[bytes], **_: Any) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Figure, "savefig", full)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from tinydet.data.example import resample
+from tinydet.files import replacing
 from tinydet.labels import IGNORE
 
 Colour = tuple[int, int, int]
@@ -165,10 +165,9 @@ def sheet(images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int
 
 
 def save_jpeg(image: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write a picture, uint8[H W 3], as JPEG, and only when it is whole put it in place."""
-    partial = Path(f"{path}.partial")
-    Image.fromarray(image).save(partial, format="JPEG", quality=90, subsampling=0)  # thin lines keep their colour
-    os.replace(partial, path)
+    """Write a picture, uint8[H W 3], as JPEG."""
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, format="JPEG", quality=90, subsampling=0)  # thin lines keep their colour
 
 
 def _frames(boxes: np.ndarray, *, line: int, size: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from tinydet.files import replacing
 from tinydet.metrics.kitti import KittiCurve
 from tinydet.training.history import best_row
 
@@ -205,11 +206,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure, and only when it is whole put it in place."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format=path.suffix[1:])
-    os.replace(partial, path)
+    """Write a figure in the format of its file's name."""
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:])
 
 
 def _line(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float], *, marker: str = "", **style: Any) -> Line2D:

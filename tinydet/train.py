@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
@@ -16,13 +15,14 @@ import torch
 from tinydet.data.example import fit_scale
 from tinydet.data.kitti import KittiDataset
 from tinydet.evaluate import Scores, Validation, mean_moderate, score_detections, validate
+from tinydet.files import replacing
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors
 from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
 from tinydet.training.epoch import Trained, run_pace, train_epoch, warming_up
 from tinydet.training.events import Event, Noted, Started, Validated
-from tinydet.training.history import standing
+from tinydet.training.history import best_row, standing
 from tinydet.training.overfit import REPEATS, overfit_verdict
 from tinydet.training.schedule import is_over
 from tinydet.training.settings import TrainSettings, new_run
@@ -115,10 +115,12 @@ def train(
 
 def ends_early(history: Sequence[dict[str, Any]], settings: TrainSettings) -> bool:
     """Whether a run has no reason to go on: all there is was learned by heart, or too many epochs were no better."""
-    means = [row["mean_moderate"] for row in history]
-    if settings.overfit is not None and means and means[-1] == 100:
+    if not history:
+        return False
+    if settings.overfit is not None and history[-1]["mean_moderate"] == 100:
         return True
-    return settings.early_stop is not None and len(means) - 1 - int(np.argmax(means or [0])) >= settings.early_stop
+    since = len(history) - 1 - history.index(best_row(history))
+    return settings.early_stop is not None and since >= settings.early_stop
 
 
 def anchor_coverage(dataset: KittiDataset, config: ModelConfig) -> dict[str, float]:
@@ -183,7 +185,6 @@ def _save(out: Path, checkpoint: Checkpoint, *, better: bool, keep: int | None) 
     epoch = history[-1]["epoch"]
     if keep is not None and epoch % keep == 0:
         save_checkpoint(out / f"epoch-{epoch}.pt", checkpoint)
-    partial = out / "metrics.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-    os.replace(partial, out / "metrics.jsonl")
+    with replacing(out / "metrics.jsonl") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in history).encode())
     save_checkpoint(out / "last.pt", checkpoint)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.metrics.matching import match_in_turns
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -234,8 +236,6 @@ def _curve(truth: KittiTruth, result: KittiResult, pairs: _Pairs, name: str, lim
 def _match(pairs: _Pairs, cost: Floats, scores: Floats, thresholds: Floats) -> tuple[Bools, Bools]:
     """Let the objects of each frame, in file order, take one free detection each; every threshold is on its own.
 
-    Objects compete only within their frame, so all frames go in step: first objects first, then second ones, and so on.
-
     Args:
         pairs: The P pairs that may match.
         cost: float64[P], an object prefers the least; the first in the file wins a tie.
@@ -247,17 +247,14 @@ def _match(pairs: _Pairs, cost: Floats, scores: Floats, thresholds: Floats) -> t
         free: bool[D T], the detections of score >= threshold that nobody took.
     """
     free = scores[:, None] >= thresholds
-    taken = np.zeros((len(cost), len(thresholds)), bool)
-    order = np.lexsort((pairs.detection, cost, pairs.truth, pairs.turn))  # the last key is the first to matter
-    starts = np.flatnonzero(np.diff(pairs.turn[order], prepend=-1))
-    for ranked in np.split(order, starts[1:]):
-        objects = np.flatnonzero(np.diff(pairs.truth[ranked], prepend=-1))  # where in ranked each begins
-        rank = np.where(free[pairs.detection[ranked]], np.arange(len(ranked))[:, None], len(ranked))
-        best = np.minimum.reduceat(rank, objects, axis=0)  # int64[objects T]
-        found = best < len(ranked)
-        pair, column = ranked[best[found]], np.nonzero(found)[1]
-        taken[pair, column] = True
-        free[pairs.detection[pair], column] = False
+    taken = match_in_turns(
+        *(pairs.truth, pairs.detection),
+        turns=pairs.turn,
+        preference=(pairs.detection, cost),
+        allowed=free[pairs.detection],
+    )
+    pair, column = np.nonzero(taken)
+    free[pairs.detection[pair], column] = False
     return taken, free
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinydet.errors import InputError
+from tinydet.files import replacing
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Tensors
@@ -47,17 +48,9 @@ def skeleton(config: ModelConfig) -> EfficientDet:
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one, never half of one."""
-    path = Path(path)
     content = {"format": FORMAT, **checkpoint._asdict(), "config": dataclasses.asdict(checkpoint.config)}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Checkpoint:
