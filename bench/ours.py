@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import grad
@@ -117,6 +118,26 @@ def kitti_evaluation(*, frames: int) -> Call:
     return lambda: kitti_ap(truths, results)
 
 
+def coco_evaluation(*, frames: int) -> Call:
+    """COCO's AP of the same frames, all seven classes: ten thresholds, four sizes."""
+    from bench.frames import KINDS, drawn_frames
+    from tinydet.metrics.coco import CocoResult, CocoTruth, coco_scores
+
+    made, kinds = drawn_frames(frames), KINDS.tolist()
+
+    def columns(types: list[list[str]], boxes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        corners = np.concatenate(boxes)
+        sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        images = np.repeat(np.arange(frames), [len(one) for one in types])
+        return images, np.array([kinds.index(name) for one in types for name in one]), sides
+
+    objects = columns([f.types for f in made], [f.boxes for f in made])
+    truth = CocoTruth(*objects, objects[2][:, 2:].prod(1), np.zeros(len(objects[0]), bool))
+    found = columns([f.found_types for f in made], [f.found_boxes for f in made])
+    result = CocoResult(*found, np.concatenate([f.scores for f in made]))
+    return lambda: coco_scores(truth, result, classes=len(kinds))
+
+
 def training_input(*, folder: str, size: tuple[int, int], pictures: int) -> Call:
     """Batches of four as `train` gets them: read, augmented, collated, here in one process."""
     import cv2
@@ -135,6 +156,7 @@ def training_input(*, folder: str, size: tuple[int, int], pictures: int) -> Call
 
 def predict_folder(*, folder: str, out: str, pictures: int) -> Call:
     """The whole verb: pictures read, detected on, ten boxes in each drawn, written."""
+    from tinydet.detector import Detector
     from tinydet.predict import predict, save_predictions
     from tinydet.weights.formats import Weights
 
@@ -145,7 +167,7 @@ def predict_folder(*, folder: str, out: str, pictures: int) -> Call:
     paths = sorted(Path(folder).glob("training/image_2/*"))[:pictures]
 
     def call() -> object:
-        found = predict(paths, weights, score_threshold=0.0, max_detections=10)
+        found = predict(paths, Detector(weights), score_threshold=0.0, max_detections=10)
         return save_predictions(found, out, classes=config.classes)
 
     return call

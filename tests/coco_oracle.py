@@ -1,5 +1,7 @@
 """COCO's protocol in plain loops, a picture, a class, a size and a threshold at a time."""
 
+from typing import Any
+
 import numpy as np
 
 from tinydet.metrics.coco import AREAS, IOUS, MAX_DETECTIONS, RECALLS, CocoResult, CocoTruth
@@ -14,7 +16,7 @@ def oracle(truth: CocoTruth, result: CocoResult, *, classes: int) -> tuple[np.nd
         for a, limits in enumerate(AREAS.values()):
             for m, most in enumerate(MAX_DETECTIONS):
                 for t, threshold in enumerate(IOUS):
-                    n_gt, outcomes = 0, []
+                    n_gt, outcomes = 0, list[Any]()
                     for picture in pictures:
                         count, found = _picture(truth, result, picture, k, limits, most, min(threshold, 1 - 1e-10))
                         n_gt, outcomes = n_gt + count, outcomes + found

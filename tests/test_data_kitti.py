@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.kitti_folders import HEIGHT, WIDTH, label_line, write_frame, write_kitti
-from tinydet.data.kitti import KittiDataset, find_kitti, read_objects
+from tinydet.data.kitti import KittiDataset, find_kitti
+from tinydet.data.kitti_labels import read_objects
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 
@@ -201,7 +202,7 @@ def test_without_lists_every_frame_must_be_whole(tmp_path: Path, gone: str, miss
 
 def test_one_frame_cannot_be_split(tmp_path: Path) -> None:
     write_kitti(tmp_path, 1)
-    with pytest.raises(InputError, match="1 frames cannot be split"):
+    with pytest.raises(InputError, match="1 pictures cannot be split"):
         KittiDataset(tmp_path)
 
 
@@ -279,7 +280,7 @@ def test_classes_must_be_distinct_names(tmp_path: Path, classes: tuple[str, ...]
 
 
 def test_an_unknown_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="split must be train or val, got 'test'"):
+    with pytest.raises(InputError, match="split must be one of train, val, all; got 'test'"):
         KittiDataset(tmp_path, "test")
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydet.data.kitti import KittiDataset, read_objects
+from tinydet.data.kitti import KittiDataset
+from tinydet.data.kitti_labels import read_objects
 from tinydet.data.scenes import SMALLEST, Seen, draw_scene, draw_scenes, label_lines, paint_things
 from tinydet.data.street.layout import draw_light, lay_out
 from tinydet.data.street.paint import EYE, FINE, LABELLED, Camera, Thing, far_to_near, kitti_camera, placed, seen

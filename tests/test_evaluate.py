@@ -13,25 +13,17 @@ from PIL import Image
 
 from tests.checkpoints import weights_of
 from tests.kitti_folders import label_line, write_kitti
-from tinydet.data.kitti import KittiDataset, KittiObjects
+from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, val_batches
 from tinydet.errors import InputError
-from tinydet.evaluate import (
-    Validation,
-    kitti_results,
-    kitti_truths,
-    mean_moderate,
-    score_predictions,
-    score_weights,
-    validate,
-)
-from tinydet.metrics.kitti import kitti_ap
+from tinydet.evaluate import Validation, score_weights, validate
 from tinydet.model.config import COCO_CLASSES, model_config
 from tinydet.model.detect import Detections, detect, model_anchors
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import normalize, state
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
+from tinydet.score import headline, kitti_results, score_detections
 from tinydet.train import Validated, train
 from tinydet.training.settings import TrainSettings
 from tinydet.weights.load import load_detector
@@ -173,26 +165,6 @@ def test_results_carry_names_and_float64(network: EfficientDet, dataset: KittiDa
         np.testing.assert_array_equal(one.scores, scores.numpy())
 
 
-def test_truths_are_the_label_files() -> None:
-    objects = KittiObjects(["Car"], np.array([0.5]), np.array([2]), np.array([[1.0, 2, 3, 4]]), None)
-    (truth,) = kitti_truths([objects])
-    assert (truth.types, truth.truncated, truth.occluded) == (["Car"], [0.5], [2])
-    np.testing.assert_array_equal(truth.boxes, objects.boxes)
-
-
-def test_the_mean_is_of_moderate_r40() -> None:
-    rows = {"Car": {"easy": 1.0, "moderate": 20.0, "hard": 3.0}, "Van": {"easy": 4.0, "moderate": 50.0, "hard": 6.0}}
-    counts = {name: {"moderate": 7.0} for name in rows}
-    assert mean_moderate({"R40": rows, "R11": {}, "n_gt": counts}) == 35.0
-    assert (
-        mean_moderate(
-            {"R40": rows | {"Tram": {"moderate": 0.0}}, "R11": {}, "n_gt": counts | {"Tram": {"moderate": 0.0}}}
-        )
-        == 35.0
-    )
-    assert mean_moderate({"R40": {"Tram": {"moderate": 0.0}}, "R11": {}, "n_gt": {"Tram": {"moderate": 0.0}}}) == 0.0
-
-
 # Weights
 
 
@@ -223,8 +195,10 @@ def test_weights_score_what_training_said(folder: Path, run: tuple[Path, dict]) 
     out, row = run
     for name in ("best.pt", "last.pt"):
         scores = score_weights(folder, load_detector(out / name), split="val", batch_size=4)
-        assert (scores["R40"], scores["R11"]) == (row["R40"], row["R11"])
-    assert row["mean_moderate"] == mean_moderate(scores) > 0  # it hits something, so the numbers do say something
+        assert {name: row[name] for name in ("R40", "R11", "stats", "per_class_AP")} == {
+            name: values for name, values in scores.items() if name != "n_gt"
+        }
+    assert row["ap"] == headline(scores).ap > 0  # it hits something, so the numbers do say something
 
 
 @forks
@@ -238,8 +212,7 @@ def test_one_frame_is_enough_for_a_larger_batch(folder: Path, tmp_path: Path, ne
     scores = score_weights(tmp_path, weights_of(CONFIG, params, buffers), split="val", batch_size=8)
     dataset = KittiDataset(tmp_path, "val", classes=CLASSES)
     found = validated(network, batches_of(dataset, 8)).detections
-    expected = kitti_ap(kitti_truths(dataset.objects), kitti_results(found, CLASSES), classes=CLASSES)
-    assert scores == expected
+    assert scores == score_detections(dataset, found)
 
 
 @forks
@@ -264,117 +237,6 @@ def test_a_coco_detector_scores_what_kitti_calls_otherwise(folder: Path, network
         score_weights(folder, weights, split="val", batch_size=4, classes=["Cow_boy"])
     by_default = score_weights(folder, weights, split="val", batch_size=4)
     assert list(by_default["R40"]) == ["Car", "Pedestrian", "Cyclist"]
-
-
-# Result files
-
-CASES = ["01_near_perfect", "02_noisy", "03_many_fp", "05_duplicates"]
-CASES += ["08_dontcare", "09_small_boxes", "12_few_objects", "14_logit_scores"]
-OFFICIAL = ("Car", "Pedestrian", "Cyclist")
-
-
-def assert_official(scores: dict, case: Path) -> None:
-    expected = json.loads((case / "expected.json").read_text())
-    for kind in ("R40", "R11"):
-        for name in OFFICIAL:
-            assert scores[kind][name] == pytest.approx(expected[kind][name], abs=1e-3)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_result_files_score_as_the_official_program_says(shared: Path, case: str) -> None:
-    folder = shared / "reference/kitti_eval" / case
-    scores, missing = score_predictions(folder / "label_2", folder / "pred", classes=OFFICIAL)
-    assert missing == []
-    assert_official(scores, folder)
-
-
-def test_so_they_do_in_a_kitti_folder(shared: Path, tmp_path: Path) -> None:
-    case = shared / "reference/kitti_eval/12_few_objects"
-    shutil.copytree(case / "label_2", tmp_path / "training/label_2")
-    (tmp_path / "training/image_2").mkdir()
-    names = sorted(path.stem for path in (case / "label_2").glob("*.txt"))
-    Image.new("RGB", (1300, 400)).save(tmp_path / "picture.png")
-    for name in names:
-        (tmp_path / "training/image_2" / f"{name}.png").symlink_to(tmp_path / "picture.png")
-    (tmp_path / "ImageSets").mkdir()
-    (tmp_path / "ImageSets/val.txt").write_text("\n".join(names))
-    (tmp_path / "README.txt").write_text("A text file that holds no labels.\n")
-    scores, missing = score_predictions(tmp_path, case / "pred", classes=OFFICIAL)
-    assert missing == []
-    assert_official(scores, case)
-    (tmp_path / "ImageSets/val.txt").write_text("\n".join(names[:5]))
-    (tmp_path / "ImageSets/train.txt").write_text("\n".join(names[5:]))
-    parts = [score_predictions(tmp_path, case / "pred", classes=["Car"], split=split)[0] for split in ("train", "val")]
-    assert sum(part["n_gt"]["Car"]["hard"] for part in parts) == scores["n_gt"]["Car"]["hard"]
-
-
-@pytest.fixture
-def labels(tmp_path: Path) -> Path:
-    """Five frames' labels, and results/ with a perfect result for each."""
-    folder = write_kitti(tmp_path / "kitti", 5) / "training/label_2"
-    (tmp_path / "results").mkdir()
-    for path in folder.iterdir():
-        lines = path.read_text().splitlines()
-        (tmp_path / "results" / path.name).write_text("".join(f"{line} {0.5 + i}\n" for i, line in enumerate(lines)))
-    return folder
-
-
-def test_a_missing_result_file_is_told_and_counts_as_misses(labels: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    whole, missing = score_predictions(labels, results, classes=OFFICIAL)
-    assert missing == []
-    assert whole["R40"]["Car"]["moderate"] == pytest.approx(100 * 4 / 40)
-    for name in ("000001", "000004"):
-        (results / f"{name}.txt").unlink()
-    scores, missing = score_predictions(labels, results, classes=OFFICIAL)
-    assert missing == ["000001", "000004"]
-    assert scores["n_gt"] == whole["n_gt"]
-    assert 0 < scores["R40"]["Car"]["moderate"] < whole["R40"]["Car"]["moderate"]
-    for name in missing:  # the same as files that hold nothing
-        (results / f"{name}.txt").write_text("")
-    assert score_predictions(labels, results, classes=OFFICIAL) == (scores, [])
-
-
-def test_results_of_other_frames_are_not_asked_for(labels: Path, tmp_path: Path) -> None:
-    whole = score_predictions(labels, tmp_path / "results", classes=OFFICIAL)
-    (tmp_path / "results/999999.txt").write_text("not a result\n")
-    (tmp_path / "results/notes.md").write_text("")
-    assert score_predictions(labels, tmp_path / "results", classes=OFFICIAL) == whole
-
-
-@pytest.mark.parametrize("place", ["elsewhere", "kitti", "results/000000.txt"])
-def test_results_that_fit_no_frame(labels: Path, tmp_path: Path, place: str) -> None:
-    with pytest.raises(InputError, match=r"no result file for any of 5 frames, such as 000000\.txt$") as caught:
-        score_predictions(labels, tmp_path / place, classes=OFFICIAL)
-    assert str(caught.value).startswith(f"{tmp_path / place}: ")
-
-
-def test_data_that_hold_no_labels(labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found no folder that holds both image_2 and label_2"):
-        score_predictions(tmp_path, tmp_path / "results", classes=OFFICIAL)
-
-
-GOOD = label_line("Car", (10, 20, 60, 50))
-
-
-@pytest.mark.parametrize(
-    ("folder", "line", "said"),
-    [
-        ("kitti/training/label_2", f"{GOOD} 0.5", r"label_2/000002\.txt:2: expected 15 fields, got 16 \(.*0\.5"),
-        ("results", GOOD, r"results/000002\.txt:2: expected 16 fields, got 15"),
-        ("results", f"{GOOD} high", r"results/000002\.txt:2: score is not a number \('high'\)"),
-        ("results", f"{GOOD} nan", r"results/000002\.txt:2: score is not finite \('nan'\)"),
-        ("results", f"{GOOD.replace('60.00', '6.00')} 1", r"results/000002\.txt:2: x2 < x1 \(6, 10\)"),
-        ("kitti/training/label_2", GOOD.replace("60.00", "10.00"), r"label_2/000002\.txt:2: x2 == x1 \(10, 10\)"),
-        ("kitti/training/label_2", "\x00", r"label_2/000002\.txt:2: expected 15 fields, got 1"),
-    ],
-)
-def test_a_line_that_does_not_parse_is_named(labels: Path, tmp_path: Path, folder: str, line: str, said: str) -> None:
-    path = tmp_path / folder / "000002.txt"
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match=said) as caught:
-        score_predictions(labels, tmp_path / "results", classes=OFFICIAL)
-    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_classes_of_the_weights_must_occur(tmp_path: Path, network: EfficientDet) -> None:

@@ -46,10 +46,14 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
-            ImageOps.exif_transpose(picture, in_place=True)
-            return np.array(_to_rgb(picture))
+            return picture_to_rgb(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({_reason(error)})") from error
+
+
+def picture_to_rgb(picture: Image.Image) -> np.ndarray:
+    """uint8[H W 3] of Pillow's picture, which is left as it is: upright RGB, by the rules of `read_image`."""
+    return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
 
 
 def read_size(path: str | PathLike[str]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ whose annotation has the id 0 is never found.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ class CocoResult(NamedTuple):
     labels: Ints  # [D]
     boxes: Floats  # [D 4], left, top, width, height
     scores: Floats  # [D], any real numbers, more is better
+
+
+_Columns = TypeVar("_Columns", CocoTruth, CocoResult)
 
 
 class CocoScores(NamedTuple):
@@ -126,13 +129,19 @@ def _check(truth: CocoTruth, result: CocoResult, *, classes: int) -> None:
 
 def _in_order(truth: CocoTruth, result: CocoResult) -> tuple[CocoTruth, CocoResult, Ints]:
     """By class, by picture, detections best first and no more than count; and the place of each in its picture."""
-    truth = CocoTruth(*(field[np.lexsort((truth.images, truth.labels))] for field in truth))
-    result = CocoResult(*(field[np.lexsort((-result.scores, result.images, result.labels))] for field in result))
+    truth = _taken(truth, np.lexsort((truth.images, truth.labels)))
+    result = _taken(result, np.lexsort((-result.scores, result.images, result.labels)))
     new = np.diff(result.labels, prepend=-1).astype(bool) | np.diff(result.images, prepend=-1).astype(bool)
     starts = np.flatnonzero(new)
     ranks = np.arange(len(new)) - np.repeat(starts, np.diff(starts, append=len(new)))
     counts = ranks < MAX_DETECTIONS[-1]
-    return truth, CocoResult(*(field[counts] for field in result)), ranks[counts]
+    return truth, _taken(result, counts), ranks[counts]
+
+
+def _taken(columns: _Columns, rows: Ints | Bools) -> _Columns:
+    """The same columns, of these rows."""
+    taken: list[Any] = [column[rows] for column in columns]
+    return type(columns)(*taken)
 
 
 def _overlapping_pairs(truth: CocoTruth, result: CocoResult) -> tuple[Ints, Floats]:

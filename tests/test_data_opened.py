@@ -1,0 +1,53 @@
+"""What a path holds is told by what is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kitti_folders import write_kitti
+from tests.test_data_coco import content, write_coco
+from tests.test_data_yolo import LABELS, YAML, write_yolo
+from tinydet.data.opened import open_dataset
+from tinydet.errors import InputError
+
+
+def test_each_kind_is_recognised(tmp_path: Path) -> None:
+    kitti = write_kitti(tmp_path / "kitti", 4)
+    yolo = write_yolo(tmp_path / "yolo", YAML, LABELS)
+    coco = write_coco(tmp_path / "coco/set.json", content())
+    kinds = {kitti: "KITTI", kitti / "training": "KITTI", yolo: "YOLO", yolo / "data.yaml": "YOLO", coco: "COCO"}
+    kinds[coco.parent] = "COCO"
+    for path, kind in kinds.items():
+        assert open_dataset(path, "all").kind == kind
+    assert open_dataset(kitti, "all", classes=("Pedestrian",)).classes == ("Pedestrian",)
+
+
+def test_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"neither KITTI, YOLO nor COCO: .*; found no data\.yaml; found no"):
+        open_dataset(tmp_path)
+    with pytest.raises(InputError, match="gone: no such file or folder"):
+        open_dataset(tmp_path / "gone")
+    with pytest.raises(InputError, match="split must be one of train, val, all; got 'test'"):
+        open_dataset(write_kitti(tmp_path / "kitti", 4), "test")
+
+
+def test_errors_of_every_kind_may_be_collected(tmp_path: Path) -> None:
+    kitti = write_kitti(tmp_path / "kitti", 4)
+    label = kitti / "training/label_2/000001.txt"
+    label.write_text(
+        label.read_text() + "Car 1 2 3\n" + label.read_text().splitlines()[0].replace("11.00", "900.00") + "\n"
+    )
+    (kitti / "training/image_2/000003.png").write_bytes(b"no picture")
+    yolo = write_yolo(tmp_path / "yolo", YAML, {**LABELS, "train/a": "0 .5 .5 .5 .5\n7 1 1 1 1\n"})
+    data = content()
+    data["annotations"][0]["category_id"] = 5
+    coco = write_coco(tmp_path / "coco.json", json.loads(json.dumps(data)))
+    for path, count in ((kitti, 3), (yolo, 1), (coco, 1)):
+        errors: list[InputError] = []
+        dataset = open_dataset(path, "all", report=errors.append)
+        assert len(errors) == count, errors
+        assert len(dataset) >= 3
+        with pytest.raises(InputError):
+            open_dataset(path, "all")
