@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydet.ops.anchors import ASPECTS, anchors, coverage, feature_sizes
+from tinydet.ops.anchors import ASPECTS, anchors, coverage, coverage_nearby, feature_sizes
 from tinydet.ops.boxes import area, iou, swap_xy, xyxy_to_cxcywh
 
 SIZES = [(1, 1), (1, 200), (7, 13), (127, 129), (333, 500), (375, 1242), (256, 896)]
@@ -155,3 +155,12 @@ def test_coverage_is_brute_force(seed, count):
 def test_coverage_of_nothing_and_by_nothing():
     assert coverage(torch.zeros(0, 4), anchors((64, 64))).shape == (0,)
     assert coverage(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(0, 4)).tolist() == [0, 0, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 30), st.sampled_from([(64, 64), (50, 130), (33, 7)]), st.floats(0.5, 6))
+def test_nearby_anchors_are_enough(seed, count, image_size, scale):
+    """Objects within the picture and partly outside of it."""
+    boxes = objects(seed, count) * torch.tensor([image_size[1], image_size[0]] * 2) / 64
+    expected = coverage(boxes, anchors(image_size, scale=scale, dtype=torch.float64))
+    torch.testing.assert_close(coverage_nearby(boxes, image_size, scale=scale), expected)

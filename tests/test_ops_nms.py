@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinydet.ops.nms
-from tinydet.ops.nms import nms, soft_nms, soft_nms_best
+from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, weighted_boxes_fusion
 
 
 def plain_nms(boxes, scores, labels, iou_threshold):
@@ -305,3 +305,50 @@ def test_reference(shared):
         keep, lowered = soft_nms(boxes, scores, labels, method=method)
         assert torch.equal(keep, data[f"{name}_idx"])
         torch.testing.assert_close(lowered, data[f"{name}_scores"], rtol=0, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 45), st.sampled_from([0.3, 0.5]))
+def test_in_steps_is_greedy(seed, count, steps, iou_threshold):
+    """A batch of two scenes; rows beyond the last box score nothing."""
+    scenes = [tensors(*scene(seed + i, count, levels=10**6)) for i in range(2)]
+    boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
+    scores = scores.abs() + 0.01
+    keep, kept = nms_in_steps(boxes, scores, labels, steps=steps, iou_threshold=iou_threshold)
+    for i in range(2):
+        expected = nms(boxes[i], scores[i], labels[i], iou_threshold=iou_threshold, max_detections=steps)
+        assert keep[i][kept[i] > 0].tolist() == expected.tolist()
+        assert kept[i][kept[i] > 0].tolist() == scores[i][expected].tolist()
+
+
+def test_boxes_of_one_object_are_fused():
+    """Two views see one car a little apart, one of them another; a pedestrian in the same place is another object."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60], [0, 0, 10, 10]])
+    scores, labels, sources = torch.tensor([0.6, 0.3, 0.8, 0.1]), torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 1, 1])
+    fused, score, label = weighted_boxes_fusion(boxes, scores, labels, sources, count=2)
+    assert fused.tolist() == [[0, 0, 10, pytest.approx(10 + 2 / 3)], [50, 50, 60, 60], [0, 0, 10, 10]]
+    assert score.tolist() == pytest.approx([0.45, 0.4, 0.05])
+    assert label.tolist() == [0, 0, 1]
+
+
+def test_fusion_joins_one_of_each_source_and_none_of_its_own():
+    boxes = torch.tensor([[0.0, 0, 10, 10]] * 4)
+    scores, sources = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 0, 1, 1])
+    fused, score, _ = weighted_boxes_fusion(boxes, scores, torch.zeros(4, dtype=torch.int64), sources, count=2)
+    assert score.tolist() == pytest.approx([0.8, 0.7])
+    assert len(fused) == 2
+    assert [
+        len(field) for field in weighted_boxes_fusion(boxes[:0], scores[:0], sources[:0], sources[:0], count=2)
+    ] == [0] * 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 40))
+def test_fusion_of_a_single_source_changes_nothing(seed, count):
+    boxes, scores, labels = tensors(*scene(seed, count, levels=10**6))
+    scores = scores.abs() + 0.01
+    fused, score, label = weighted_boxes_fusion(boxes, scores, labels, torch.zeros_like(labels), count=1)
+    order = scores.argsort(descending=True, stable=True)
+    torch.testing.assert_close(fused, boxes[order])
+    torch.testing.assert_close(score, scores[order])
+    assert torch.equal(label, labels[order])

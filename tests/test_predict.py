@@ -15,12 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
+import tinydet.detector
 import tinydet.predict
 from tests.checkpoints import weights_of
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tinydet.data.example import read_image
-from tinydet.data.kitti import KittiDataset, read_objects
+from tinydet.data.kitti import KittiDataset
+from tinydet.data.kitti_labels import read_objects
 from tinydet.data.loader import val_batches
+from tinydet.detector import Detector
 from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.evaluate import validate
@@ -29,16 +32,8 @@ from tinydet.model.detect import Detections
 from tinydet.model.efficientdet import EfficientDet, Outputs
 from tinydet.model.functional import Tensors, state
 from tinydet.model.fuse import network
-from tinydet.predict import (
-    Prediction,
-    ahead,
-    collect_pictures,
-    json_line,
-    kitti_lines,
-    newest_weights,
-    predict,
-    save_predictions,
-)
+from tinydet.predict import ahead, collect_pictures, newest_weights, predict, readable, save_predictions
+from tinydet.prediction import Prediction
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
 
@@ -80,7 +75,7 @@ class Watched(np.ndarray):
 
 def prediction(name: str, count: int = 3) -> Prediction:
     image = np.random.default_rng(count).integers(0, 256, (80, 120, 3), dtype=np.uint8)
-    return Prediction(Path(name), image, found(count))
+    return Prediction(Path(name), image, found(count), CLASSES)
 
 
 def assert_same(one: Detections, other: Detections) -> None:
@@ -164,7 +159,7 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: W
     config = weights.config
     batches = val_batches(dataset, config.image_size, batch_size=2, workers=0, fill=config.fill)
     expected = validate(weights.params, weights.buffers, batches, config=config).detections
-    predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01, method="soft"))
+    predictions = list(predict(dataset.paths, Detector(weights), batch_size=2, score_threshold=0.01, method="soft"))
     assert [one.path for one in predictions] == dataset.paths
     for one, detections in zip(predictions, expected, strict=True):
         assert len(one.detections.scores) > 10
@@ -177,7 +172,7 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: W
 def test_a_compiled_network_sees_batches_of_one_size(
     dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01))
+    expected = list(predict(dataset.paths, Detector(weights), batch_size=2, score_threshold=0.01))
     sizes, asked = [], []
 
     def uncompiled(*given: Tensors, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
@@ -190,8 +185,8 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
         return watched
 
-    monkeypatch.setattr(tinydet.predict, "network", uncompiled)
-    predictions = list(predict(dataset.paths, weights, batch_size=2, score_threshold=0.01, compile=True))
+    monkeypatch.setattr(tinydet.detector, "network", uncompiled)
+    predictions = list(predict(dataset.paths, Detector(weights, compile=True), batch_size=2, score_threshold=0.01))
     assert (asked, sizes) == ([True], [2, 2, 2])
     assert [one.path for one in predictions] == [one.path for one in expected]
     # A convolution rounds by the size of the batch, which may change the order of the last picture's detections.
@@ -203,14 +198,14 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
 def test_settings_reach_the_detector(dataset: KittiDataset, weights: Weights) -> None:
     paths = dataset.paths[:1]
-    (every,) = predict(paths, weights, score_threshold=0.0, max_detections=50)
+    (every,) = predict(paths, Detector(weights), score_threshold=0.0, max_detections=50)
     assert len(every.detections.scores) == 50
     threshold = every.detections.scores[9].item()
-    (ten,) = predict(paths, weights, score_threshold=threshold, max_detections=50)
+    (ten,) = predict(paths, Detector(weights), score_threshold=threshold, max_detections=50)
     assert_same(ten.detections, Detections(*(field[:10] for field in every.detections)))
-    (soft,) = predict(paths, weights, score_threshold=0.0, max_detections=50, method="soft")
+    (soft,) = predict(paths, Detector(weights), score_threshold=0.0, max_detections=50, method="soft")
     assert not torch.equal(soft.detections.boxes, every.detections.boxes)
-    (none,) = predict(paths, weights, score_threshold=1.0)
+    (none,) = predict(paths, Detector(weights), score_threshold=1.0)
     assert [len(field) for field in none.detections] == [0, 0, 0]
 
 
@@ -225,7 +220,7 @@ def test_settings_reach_the_detector(dataset: KittiDataset, weights: Weights) ->
 )
 def test_a_senseless_setting_is_named(weights: Weights, setting: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        predict([], weights, **setting)
+        predict([], Detector(weights), **setting)
 
 
 def test_one_batch_is_read_ahead(dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +231,7 @@ def test_one_batch_is_read_ahead(dataset: KittiDataset, weights: Weights, monkey
         return read_image(path)
 
     monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    predictions = predict(dataset.paths, weights, batch_size=2)
+    predictions = predict(dataset.paths, Detector(weights), batch_size=2)
     assert read == []
     for least, most in ((2, 4), (2, 4), (4, 5), (4, 5), (5, 5)):
         next(predictions)
@@ -260,24 +255,34 @@ def test_pictures_that_are_done_with_leave_memory(
     for path in paths:
         path.hardlink_to(dataset.paths[0])
     monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    save_predictions(predict(paths, weights), tmp_path / "out", classes=CLASSES)
+    save_predictions(predict(paths, Detector(weights)), tmp_path / "out", classes=CLASSES)
     assert len(counts) == 50
     assert max(counts) <= 6  # three that are read or in the network, and three that are drawn or about to be
 
 
-def test_what_is_no_picture_is_named_before_any_work(dataset: KittiDataset, weights: Weights, tmp_path: Path) -> None:
-    text = tmp_path / "notes.png"
+def test_what_is_no_picture_is_said_and_the_others_go_on(
+    dataset: KittiDataset, weights: Weights, tmp_path: Path
+) -> None:
+    text, cut = tmp_path / "notes.png", tmp_path / "cut.png"
     text.write_text("no picture")
+    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
+    given = [dataset.paths[0], text, tmp_path / "gone.png", cut, dataset.paths[1]]
+    errors: list[InputError] = []
+    made = list(predict(given, Detector(weights), batch_size=2, unreadable=errors.append))
+    assert [one.path for one in made] == dataset.paths[:2]
+    said = [str(error).removeprefix(f"{tmp_path}/").split(" (")[0] for error in errors]
+    assert said == [f"{name}: not a readable picture" for name in ("notes.png", "gone.png", "cut.png")]
+    errors.clear()
+    assert readable(given, errors.append) == [dataset.paths[0], cut, dataset.paths[1]]
+    assert len(errors) == 2
     with pytest.raises(InputError, match=r"notes\.png: not a readable picture \(unknown format\)"):
-        predict([dataset.paths[0], text], weights)
-    with pytest.raises(InputError, match=r"gone\.png: not a readable picture \(No such file or directory\)"):
-        predict([dataset.paths[0], tmp_path / "gone.png"], weights)
+        readable([text], errors.append)
 
 
 def test_a_truncated_picture_is_named_when_reached(dataset: KittiDataset, weights: Weights, tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
     cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
-    predictions = predict([dataset.paths[0], cut], weights)
+    predictions = predict([dataset.paths[0], cut], Detector(weights))
     assert next(predictions).path == dataset.paths[0]
     with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
         next(predictions)
@@ -295,8 +300,8 @@ def test_pictures_are_files_and_the_pictures_of_folders(tmp_path: Path) -> None:
     assert [path.name for path in collect_pictures([tmp_path])] == ["a.jpg", "b.PNG"]
     with pytest.raises(InputError, match=r"empty: holds no picture \(\.png, "):
         collect_pictures([tmp_path / "empty"])
-    with pytest.raises(InputError, match=r"gone: no such file or folder"):
-        collect_pictures([tmp_path / "other", tmp_path / "gone"])
+    assert collect_pictures([tmp_path / "gone.png"]) == [tmp_path / "gone.png"]  # who reads it will say so
+    assert [path.name for path in collect_pictures([tmp_path / "*.[jP]*"])] == ["a.jpg", "b.PNG"]
     (tmp_path / "other" / "a.png").touch()
     with pytest.raises(InputError, match=r"other/a\.png: its results would overwrite those of .*a\.jpg"):
         collect_pictures([tmp_path, tmp_path / "other"])
@@ -314,7 +319,7 @@ def test_the_newest_weights_are_of_the_run_that_improved_last(tmp_path: Path) ->
 
 def test_a_json_line_holds_all_of_a_prediction() -> None:
     one = prediction("folder/frame.png", 200)
-    line = json_line(one, CLASSES)
+    line = one.to_json()
     assert "\n" not in line
     read = json.loads(line)
     assert {name: read[name] for name in ("image", "width", "height")} == {
@@ -335,22 +340,61 @@ def test_a_json_line_holds_all_of_a_prediction() -> None:
     assert len(line) < 200 * 110  # no digits that a float32 does not have
 
 
+def result_of(detections: Detections, classes: tuple[str, ...] = CLASSES) -> Prediction:
+    """A prediction in a picture of 100x50."""
+    return Prediction(Path("a.png"), np.zeros((50, 100, 3), np.uint8), detections, classes)
+
+
+ONE = Detections(torch.tensor([[10.0, 5, 30, 45]]), torch.tensor([0.5]), torch.tensor([1]))
+
+
+def test_coco_results_have_sides_and_ids() -> None:
+    assert result_of(ONE).to_coco(7) == [{"image_id": 7, "category_id": 2, "bbox": [10, 5, 20, 40], "score": 0.5}]
+    assert result_of(ONE).to_coco(7, category_ids={"Pedestrian": 90})[0]["category_id"] == 90
+    assert result_of(found(0)).to_coco(7) == []
+
+
+def test_yolo_results_are_shares_of_the_picture() -> None:
+    assert result_of(ONE).to_yolo() == "1 0.2 0.5 0.2 0.8 0.5\n"
+    assert result_of(found(0)).to_yolo() == ""
+
+
+def test_a_prediction_says_what_it_holds() -> None:
+    one = result_of(ONE)
+    assert (len(one), one.names, one.labels.tolist()) == (1, ["Pedestrian"], [1])
+    assert one.draw().size == (100, 50)
+    assert np.asarray(one.draw()).any()
+
+
+def test_coco_results_of_a_folder(tmp_path: Path) -> None:
+    made = [prediction("in/a.png", 2), prediction("in/b.jpg", 0), prediction("in/c.jpg", 1)]
+    save_predictions(iter(made), tmp_path / "out", classes=CLASSES)
+    assert json.loads((tmp_path / "out/coco.json").read_text()) == [*made[0].to_coco(1), *made[2].to_coco(3)]
+    named = {"category_ids": {"Car": 3, "Pedestrian": 1}}
+    ids = {"image_ids": {"a.png": 30, "b.jpg": 20, "c.jpg": 10}, **named}
+    save_predictions(iter(made), tmp_path / "out", classes=CLASSES, **ids)
+    expected = [*made[0].to_coco(30, **named), *made[2].to_coco(10, **named)]
+    assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
+    with pytest.raises(InputError, match=r"in/b\.jpg: the annotations have no picture 'b\.jpg'"):
+        save_predictions(iter(made), tmp_path / "out", classes=CLASSES, image_ids={"a.png": 1})
+
+
 def test_a_kitti_result_reads_back(tmp_path: Path) -> None:
     detections = found(500)
     path = tmp_path / "000001.txt"
-    path.write_text(kitti_lines(detections, ("Car", "traffic light")))
+    path.write_text(result_of(detections, ("Car", "traffic light")).to_kitti())
     read = read_objects(path, scored=True)
     assert read.types == [("Car", "traffic_light")[label] for label in detections.labels.tolist()]
     assert read.scores is not None
     np.testing.assert_array_equal(read.boxes.astype(np.float32), detections.boxes.numpy())
     np.testing.assert_array_equal(read.scores.astype(np.float32), detections.scores.numpy())
-    assert kitti_lines(found(0), CLASSES) == ""
+    assert result_of(found(0)).to_kitti() == ""
 
 
 def test_a_kitti_line_leaves_out_what_only_3d_detectors_know() -> None:
     one = Detections(torch.tensor([[712.4, 143, 810.73, 307.92]]), torch.tensor([0.87]), torch.tensor([1]))
     expected = "Pedestrian -1 -1 -10 712.4 143.0 810.73 307.92 -1 -1 -1 -1000 -1000 -1000 -10 0.87\n"
-    assert kitti_lines(one, CLASSES) == expected
+    assert result_of(one).to_kitti() == expected
 
 
 def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path) -> None:
@@ -360,9 +404,9 @@ def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path
     out = tmp_path / "deep" / "out"
     assert counts == {name: int((made[0].detections.labels == i).sum()) for i, name in enumerate(CLASSES)}
     assert list(counts) == list(CLASSES)
-    assert (out / "predictions.jsonl").read_text().splitlines() == [json_line(one, CLASSES) for one in made]
+    assert (out / "predictions.jsonl").read_text().splitlines() == [one.to_json() for one in made]
     assert sorted(path.name for path in (out / "kitti").iterdir()) == ["a.txt", "b.txt"]
-    assert (out / "kitti" / "a.txt").read_text() == kitti_lines(made[0].detections, CLASSES)
+    assert (out / "kitti" / "a.txt").read_text() == made[0].to_kitti()
     assert (out / "kitti" / "b.txt").read_text() == ""
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
     boxes, scores, labels = made[0].detections
@@ -378,7 +422,7 @@ def test_what_comes_before_a_broken_picture_is_saved_whole(
     cut = tmp_path / "cut.png"
     cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
     with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
-        save_predictions(predict([*dataset.paths[:3], cut], weights), tmp_path / "out", classes=CLASSES)
+        save_predictions(predict([*dataset.paths[:3], cut], Detector(weights)), tmp_path / "out", classes=CLASSES)
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
     for path in dataset.paths[:3]:
         assert (tmp_path / "out" / "kitti" / f"{path.stem}.txt").is_file()
@@ -403,7 +447,7 @@ def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Pat
     kept.write_text("mine")
     save_predictions([prediction("c.png", 1)], tmp_path / "out", classes=CLASSES)
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert files == {"predictions.jsonl", "kitti/c.txt", "kitti/mine.txt", "pictures/c.jpg"}
+    assert files == {"predictions.jsonl", "coco.json", "kitti/c.txt", "kitti/mine.txt", "yolo/c.txt", "pictures/c.jpg"}
     assert kept.read_text() == "mine"
 
 
@@ -420,7 +464,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("line", ["{", "3", '{"picture": "a.png"}', '{"image": 3}'])
 def test_lines_of_something_else_are_left_alone(tmp_path: Path, line: str) -> None:
     lines = tmp_path / "predictions.jsonl"
-    lines.write_text(f"{json_line(prediction('a.png'), CLASSES)}\n{line}\n")
+    lines.write_text(f"{prediction('a.png').to_json()}\n{line}\n")
     (tmp_path / "kitti").mkdir()
     (tmp_path / "kitti" / "a.txt").write_text("mine")
     with pytest.raises(InputError, match=r"predictions\.jsonl: not written by a prediction"):
@@ -442,12 +486,12 @@ def test_predicting_loads_nothing_that_it_does_not_need(
     save_checkpoint(tmp_path / "best.pt", Checkpoint(weights.config, params, buffers, params, buffers, {}))
     code = f"""if True:
         import sys
+        from tinydet.detector import load
         from tinydet.predict import collect_pictures, predict, save_predictions
-        from tinydet.weights.load import load_detector
 
-        weights = load_detector({str(tmp_path / "best.pt")!r})
+        detector = load({str(tmp_path / "best.pt")!r})
         pictures = collect_pictures([{str(dataset.paths[0])!r}])
-        save_predictions(predict(pictures, weights), {str(tmp_path / "out")!r}, classes=weights.config.classes)
+        save_predictions(predict(pictures, detector), {str(tmp_path / "out")!r}, classes=detector.classes)
         print([name for name in ("albumentations", "cv2", "click", "matplotlib", "scipy") if name in sys.modules])"""
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300)
     assert ran.stdout == "[]\n"

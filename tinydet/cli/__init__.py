@@ -1,6 +1,6 @@
 """The command line: options to arguments, results to stdout, progress to stderr."""
 
-from tinydet.cli import learn, use
+from tinydet.cli import files, learn, use
 from tinydet.cli.shell import main
 
-__all__ = ["learn", "main", "use"]
+__all__ = ["files", "learn", "main", "use"]

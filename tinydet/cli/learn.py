@@ -1,5 +1,6 @@
 """The verbs about training: a run, the list of runs, two of them side by side."""
 
+import json
 import os
 import shlex
 import sys
@@ -17,8 +18,15 @@ from tinydet.errors import InputError
 @main.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @model_option
-@click.option("--classes", type=Names(), default="Car,Pedestrian,Cyclist", show_default=True, help="What to find.")
-@click.option("--size", "image_size", type=Size(), help="Input in pixels; by the shape of the pictures when left out.")
+@click.option("--val", type=click.Path(), help="Data to validate on; all of DATA is for training then.")
+@click.option("--classes", type=Names(), help="What to find; Car,Pedestrian,Cyclist of KITTI data, else all there is.")
+@click.option(
+    "--size",
+    "image_size",
+    type=Size(auto=True),
+    help="Input in pixels; by the shape of the pictures when left out; auto: what `tinydet check` finds best, and the "
+    "anchors for it.",
+)
 @click.option("--anchor-scale", type=float, help="Anchor size in strides; by the input when left out.")
 @click.option(
     "--weights",
@@ -107,7 +115,7 @@ def train(
     device: str,
     **options: Any,
 ) -> None:
-    """Train on DATA, a folder in KITTI's layout; measure after every epoch."""
+    """Train on DATA, a KITTI or YOLO folder or COCO annotations; measure after every epoch."""
     from tinydet.cli.terminal import epoch_head, epoch_row, run_header, weights_lines
     from tinydet.pictures import illustrated, tensorboarded
     from tinydet.train import train
@@ -120,6 +128,8 @@ def train(
         raise InputError("--epochs and --minutes: give one of them")
     if not ema:
         options["ema_decay"] = 0.0
+    if options["image_size"] == "auto":
+        options |= {"image_size": None, "auto_size": True}
     settings = TrainSettings(data=str(data), **options)
     if resume:
         if out is None:
@@ -148,8 +158,50 @@ def train(
             if isinstance(event, Noted):
                 click.echo(f"note: {event.text}", err=True)
             else:
-                click.echo(epoch_row(event.row, best=event.best))
+                click.echo(epoch_row(event.row, run.config.classes, best=event.best))
     click.echo(f"the best epoch is {folder / 'best.pt'}, the last {folder / 'last.pt'}")
+
+
+@main.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--val", type=click.Path(), help="Data to validate on; all of DATA is for training then.")
+@click.option("--classes", type=Names(), help="What to find; Car,Pedestrian,Cyclist of KITTI data, else all there is.")
+@model_option
+@click.option("--size", "image_size", type=Size(), help="Input in pixels; what training would have when left out.")
+@click.option("--anchor-scale", type=float, help="Anchor size in strides; what training would have when left out.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with pictures too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+@command
+def check(
+    ctx: click.Context,
+    data: Path,
+    val: str | None,
+    classes: tuple[str, ...] | None,
+    model: str | None,
+    html: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what DATA hold, how well anchors reach it, and what is wrong with it; errors make the exit status 1."""
+    from tinydet.check import as_json as plain
+    from tinydet.check import as_page, check
+    from tinydet.cli.terminal import check_lines
+    from tinydet.model.config import model_config
+    from tinydet.training.settings import TrainSettings, fit_model
+
+    settings, base = TrainSettings(data=str(data), **options), model_config(model or "d0")
+
+    def fit(dataset: Any) -> Any:
+        return fit_model(settings, dataset.sizes, classes=dataset.classes, base=base)
+
+    found = check(data, val=val, classes=classes, fit=fit)
+    click.echo(json.dumps(plain(found)) if as_json else check_lines(found))
+    if html is not None:
+        html.write_text(as_page(found), encoding="utf-8")
+        click.echo(f"page in {html}", err=True)
+    if any(problem.level == "error" for problem in found.problems):
+        ctx.exit(1)
 
 
 @main.command()

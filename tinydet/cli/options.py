@@ -8,12 +8,13 @@ from tinydet.errors import InputError
 
 
 class Size(click.ParamType):
-    """HxW, such as 256x896."""
+    """HxW, such as 256x896; or auto, where that may be."""
 
-    name = "HxW"
+    def __init__(self, *, auto: bool = False) -> None:
+        self.auto, self.name = auto, "HxW|auto" if auto else "HxW"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int] | str:
+        if isinstance(value, tuple) or (self.auto and value == "auto"):
             return value
         height, _, width = str(value).partition("x")
         if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):

@@ -1,10 +1,12 @@
 """What the terminal shows: results as text."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tinydet.evaluate import Scores
-from tinydet.runs import aligned
+from tinydet.check import Check, counts, reaches, sizes
+from tinydet.metrics.coco import STATS
+from tinydet.runs import MOST_CLASSES, aligned
+from tinydet.score import Scores
 from tinydet.training.events import Started
 from tinydet.training.settings import TrainSettings, fit_crop
 from tinydet.weights.load import Report
@@ -13,6 +15,24 @@ LEVELS = ("easy", "moderate", "hard")
 
 
 def ap_table(scores: Scores) -> str:
+    """KITTI's AP, where there is any, and COCO's."""
+    return "\n\n".join([*([kitti_table(scores)] if "R40" in scores else []), coco_table(scores)])
+
+
+def coco_table(scores: Scores) -> str:
+    """COCO's twelve numbers and the AP of every class, in percent; a dash where there is nothing to be found."""
+    ap, ar = ([_percent(value) for value in scores["stats"][6 * row : 6 * row + 6]] for row in (0, 1))
+    heads = [[name.removeprefix(kind) or "mean" for name in STATS if name.startswith(kind)] for kind in ("AP", "AR")]
+    lines = aligned([["COCO AP %", *heads[0]], ["", *ap], ["COCO AR %", *heads[1]], ["", *ar]])
+    by_class = aligned([[f"{name} AP", _percent(one)] for name, one in scores["per_class_AP"].items()])
+    return "\n".join([*lines, *by_class])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}" if share >= 0 else "-"
+
+
+def kitti_table(scores: Scores) -> str:
     """AP in percent of every class, and a note wherever so few objects were asked for that they cap it."""
     rows = [["AP %", "R40 easy", "moderate", "hard", "R11 easy", "moderate", "hard"]]
     for name in scores["R40"]:
@@ -25,6 +45,36 @@ def ap_table(scores: Scores) -> str:
         if count < 41
     ]
     return "\n".join([*aligned(rows), *notes])
+
+
+def check_lines(found: Check) -> str:
+    """What a data set holds, and what is wrong with it."""
+    best = found.best
+    advice = f"--size {'x'.join(map(str, best.image_size))} --anchor-scale {best.anchor_scale:g}, or --size auto"
+    lines = [found.data, *(part.dataset.split_note for part in found.parts.values())]
+    for rows in (counts(found), sizes(found), reaches(found)):
+        lines += ["", *aligned(rows)]
+    lines += ["", f"best: {advice}"]
+    errors = sum(problem.level == "error" for problem in found.problems)
+    lines += [f"{errors} errors, {len(found.problems) - errors} warnings"]
+    return "\n".join([*lines, *(f"{problem.level}: {problem.text}" for problem in found.problems)])
+
+
+def info_lines(known: Mapping[str, Any]) -> str:
+    """What a file of weights is."""
+    height, width = known["image_size"]
+    lines = {
+        "file": f"{known['file']}, {known['bytes'] / 1e6:.1f} MB",
+        "weights": known["source"],
+        "model": f"{known['model']}, {known['parameters']:,} parameters",
+        "input": f"{height}x{width}, anchor scale {known['anchor_scale']:g}",
+        "classes": f"{len(known['classes'])}: {', '.join(known['classes'])}",
+        "trained": f"on {known['data']}, from {known['began_from']}" if "data" in known else "",
+    }
+    if "ap" in known:
+        by_class = ", ".join(f"{name} {ap:.1f}" for name, ap in known["ap_by_class"].items())
+        lines["score"] = f"{known['metric']} {known['ap']:.1f} after epoch {known['epoch']}: {by_class}"
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
 
 
 def run_header(started: Started) -> str:
@@ -52,8 +102,9 @@ def run_header(started: Started) -> str:
         "start": weights_summary(run.report) if run.report else run.weights,
         "input": "x".join(map(str, config.image_size)) + "".join(f", {text}" for text, told in parts.items() if told),
         "anchors": f"reach at IoU .5: {reached} of the training objects",
-        "data": run.train_set.split_note,
+        "data": f"{run.train_set.kind}: {run.train_set.split_note}",
         "": run.val_set.split_note,
+        "objects": ", ".join(f"{count} {name}" for name, count in run.train_set.counts.items()) + " to train on",
         "batch": f"{_batch(settings)}, {run.plan.steps} steps an epoch",
         "learning": ", ".join(text for text, told in learning.items() if told),
         "device": f"{run.device}, {_PRECISE[run.precision]}",
@@ -94,18 +145,24 @@ def weights_lines(report: Report) -> Iterator[str]:
     yield from (f"left out  {name}" for name in report.left_out)
 
 
-def epoch_head(classes: Iterable[str]) -> str:
+def epoch_head(classes: Sequence[str]) -> str:
     """The head of the table that `epoch_row` fills."""
-    classes = list(classes)
-    return _epoch_line(["epoch", "lr", "train loss", "val loss", *classes, "mean", "time"], classes)
+    shown = _few(classes)
+    return _epoch_line(["epoch", "lr", "train loss", "val loss", *shown, "mean", "time"], shown)
 
 
-def epoch_row(row: dict[str, Any], *, best: bool) -> str:
-    """One epoch: losses, Moderate R40 of every class and their mean, seconds; a star marks the best so far."""
+def epoch_row(row: dict[str, Any], classes: Sequence[str], *, best: bool) -> str:
+    """One epoch: losses, AP of every class and their mean, seconds; a star marks the best so far."""
+    shown = _few(classes)
     cells = [str(row["epoch"]), f"{row['lr']:.2g}", f"{row['train']['total']:.3f}", f"{row['val']['total']:.3f}"]
-    cells += [f"{levels['moderate']:.1f}" for levels in row["R40"].values()]
-    cells += [f"{row['mean_moderate']:.1f}", f"{row['train_seconds'] + row['val_seconds']:.0f} s"]
-    return _epoch_line(cells, row["R40"]) + (" *" if best else "")
+    cells += [f"{row['ap_by_class'][name]:.1f}" if name in row["ap_by_class"] else "-" for name in shown]
+    cells += [f"{row['ap']:.1f}", f"{row['train_seconds'] + row['val_seconds']:.0f} s"]
+    return _epoch_line(cells, shown) + (" *" if best else "")
+
+
+def _few(classes: Sequence[str]) -> Sequence[str]:
+    """The classes, where there is room for a column of each."""
+    return classes if len(classes) <= MOST_CLASSES else ()
 
 
 def _epoch_line(cells: list[str], classes: Iterable[str]) -> str:

@@ -79,3 +79,38 @@ def coverage(boxes: Tensor, anchors: Tensor) -> Tensor:
     if not len(anchors) or not len(boxes):
         return boxes.new_zeros(len(boxes))
     return torch.cat([iou(chunk, anchors).amax(1) for chunk in boxes.split(8)])  # keeps [8 A] in the cache
+
+
+def coverage_nearby(
+    boxes: Tensor,
+    image_size: tuple[int, int],
+    *,
+    scale: float = 4.0,
+    octaves: int = 3,
+    aspects: Sequence[tuple[float, float]] = ASPECTS,
+    levels: Sequence[int] = LEVELS,
+) -> Tensor:
+    """The same as `coverage` by `anchors(image_size, ...)`, looking at one anchor of each shape and level.
+
+    Of anchors of one shape none overlaps a box more than the one whose centre is nearest.
+
+    Args:
+        boxes: float[N 4], xyxy pixels of the network's input.
+        image_size, scale, octaves, aspects, levels: as for `anchors`.
+
+    Returns:
+        float[N], the largest IoU.
+    """
+    height, width = image_size
+    shapes = [(w * 2 ** (o / octaves), h * 2 ** (o / octaves)) for o in range(octaves) for w, h in aspects]
+    shape = boxes.new_tensor(shapes)  # [S 2]
+    centres, best = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes.new_zeros(len(boxes))
+    for rows, columns in feature_sizes(image_size, levels=levels):
+        stride, cells = boxes.new_tensor([width / columns, height / rows]), boxes.new_tensor([columns, rows])
+        nearest = torch.minimum((centres / stride).floor().clamp(min=0), cells - 1)
+        middle, half = (nearest + 0.5)[:, None] * stride, shape * stride * scale / 2
+        corners = torch.maximum(boxes[:, None, :2], middle - half), torch.minimum(boxes[:, None, 2:], middle + half)
+        shared = (corners[1] - corners[0]).clamp(min=0).prod(2)  # [N S]
+        union = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None] + (2 * half).prod(1) - shared
+        best = torch.maximum(best, (shared / union).amax(1))
+    return best

@@ -131,3 +131,83 @@ def soft_nms_best(
         if best[few] < last:
             return some[keep], kept_scores
     return search(boxes, scores, labels)
+
+
+def weighted_boxes_fusion(
+    boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor, *, count: int, iou_threshold: float = 0.55
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What several detectors, or views, found as one: the mean of the boxes that are of one object.
+
+    The best box is joined by the best of each other source that has its label and overlaps it by more than the
+    threshold; then the best of those left, and so on.
+
+    box = sum_i s_i box_i / sum_i s_i,   s = sum_i s_i / count
+
+    Args:
+        boxes: float[N 4], xyxy in any frame.
+        scores: float[N]; of equal scores the first comes first.
+        labels: int64[N].
+        sources: int64[N], who found it.
+        count: of the sources, those that found nothing included.
+        iou_threshold: of boxes of one object.
+
+    Returns:
+        float[D 4], float[D], int64[D]: boxes, scores and labels, best first.
+
+    Reference: Solovyev, Wang, Gabruseva: Weighted boxes fusion, 2021. There boxes join by the mean so far; and scores
+    are not those of the best box of each source.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels, sources = boxes[order], scores[order], labels[order], sources[order]
+    free = torch.ones_like(labels, dtype=torch.bool)
+    fused, joined, kept = [], [], []
+    for best in range(len(labels)):
+        if not free[best]:
+            continue
+        near = free & (labels == labels[best]) & (sources != sources[best])
+        near &= iou(boxes[best, None], boxes)[0] > iou_threshold
+        others = sources[near].unique().tolist()
+        rows = [best, *(int((near & (sources == other)).nonzero()[0, 0]) for other in others)]
+        free[rows] = False
+        weight = scores[rows]
+        fused.append((weight[:, None] * boxes[rows]).sum(0) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))
+        joined.append(weight.sum() / count)
+        kept.append(best)
+    if not kept:
+        return boxes[:0], scores[:0], labels[:0]
+    result, score, label = torch.stack(fused), torch.stack(joined), labels[kept]
+    order = score.argsort(descending=True, stable=True)
+    return result[order], score[order], label[order]
+
+
+def nms_in_steps(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, steps: int, iou_threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The same as `nms`, for a batch, in a fixed number of operations, so that it can be exported.
+
+    Args:
+        boxes: float[B N 4], xyxy in any frame.
+        scores: float[B N], positive; 0 where there is no box.
+        labels: int64[B N]; only boxes of one label suppress each other.
+        steps: boxes that are kept, at most.
+        iou_threshold: a box goes if its IoU with a better one is greater.
+
+    Returns:
+        int64[B steps] and float[B steps]: rows that stay, best first, and their scores; 0 where none is left.
+    """
+    x1, y1, x2, y2 = boxes.unbind(2)
+    areas = (x2 - x1) * (y2 - y1)
+    kept, kept_scores = [], []
+    for _ in range(steps):
+        score, best = scores.max(1, keepdim=True)
+        kept.append(best)
+        kept_scores.append(score)
+        left, top, right, bottom = (side.gather(1, best) for side in (x1, y1, x2, y2))
+        width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
+        height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
+        shared = width * height
+        # IoU > threshold, without a division that an empty box would make undefined.
+        gone = shared > iou_threshold * (areas + areas.gather(1, best) - shared)
+        gone = gone & (labels == labels.gather(1, best))
+        scores = torch.where(gone, 0, scores).scatter(1, best, 0.0)
+    return torch.cat(kept, dim=1), torch.cat(kept_scores, dim=1)
