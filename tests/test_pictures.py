@@ -66,7 +66,10 @@ def row(epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         "step": 6 * epoch,
         "lr": 2.0**-epoch,
-        "mean_moderate": 40.0 + epoch,
+        "metric": "Moderate R40",
+        "ap": 40.0 + epoch,
+        "ap_by_class": {name: levels["moderate"] for name, levels in ap.items()},
+        "stats": [0.01 * i for i in range(11)] + [-1.0],
     }
 
 
@@ -247,6 +250,8 @@ def test_tensorboard_shows_every_number_over_steps(run: Any, tmp_path: Path, boa
         assert shown[name] == [(6, pytest.approx(scalars(row(1))[name])), (12, pytest.approx(scalars(row(2))[name]))]
     assert scalars(row(1))["R40/Car/hard"] == 31
     assert scalars(row(1))["val/box"] == 0.125
+    assert (scalars(row(1))["AP/mean"], scalars(row(1))["AP/Car"], scalars(row(1))["COCO/AP50"]) == (41, 41, 0.01)
+    assert "COCO/AR large" not in scalars(row(1))
 
 
 def test_a_run_that_goes_on_replaces_what_it_does_again(run: Any, tmp_path: Path, board: Any) -> None:

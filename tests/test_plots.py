@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydet.metrics.kitti import KittiCurve
+from tinydet.score import PrCurve
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from matplotlib.figure import Figure
@@ -35,7 +35,9 @@ def row(epoch: int, moderate: dict[str, float], *, loss: float = 0.5, seconds: f
         "val": losses,
         "R40": ap,
         "R11": ap,
-        "mean_moderate": float(np.mean([*moderate.values()])),
+        "metric": "Moderate R40",
+        "ap": float(np.mean([*moderate.values()])),
+        "ap_by_class": moderate,
         "train_seconds": seconds,
         "val_seconds": 0.0,
     }
@@ -49,10 +51,9 @@ def history(epochs: int, classes: int) -> list[dict[str, Any]]:
     ]
 
 
-def curve(best: float, count: int = 100) -> KittiCurve:
+def curve(best: float, count: int = 100) -> PrCurve:
     """A curve that falls from a precision."""
-    nothing = np.zeros(0, np.int64)
-    return KittiCurve(count, np.zeros(0), nothing, nothing, nothing, np.linspace(best, 0, 41))
+    return PrCurve(50 * best, count, np.linspace(best, 0, 41))
 
 
 @pytest.fixture
@@ -136,9 +137,18 @@ def test_ap_has_a_line_for_each_class_and_difficulty_and_the_mean(
     for name in rows[0]["R40"]:
         assert [one["R40"][name]["moderate"] for one in rows] in drawn
         assert f"{name} {rows[-1]['R40'][name]['moderate']:.1f}" in texts(figures[0])
-    assert ([one["mean_moderate"] for one in rows] in drawn[3:]) == (classes > 1)
+    assert ([one["ap"] for one in rows] in drawn[3:]) == (classes > 1)
     styles = {(line.get_color(), line.get_marker()) for line in figures[0].axes[0].lines if line.get_marker() != ""}
     assert len({style for style in styles if style[1] not in ("None", "")}) == classes  # told apart without colour too
+
+
+def test_ap_of_other_data_than_kitti_has_a_line_for_each_class(tmp_path: Path, figures: list[Figure]) -> None:
+    rows = [{k: v for k, v in one.items() if k not in ("R40", "R11")} for one in history(5, 2)]
+    plots.ap_curves(rows, tmp_path / "ap.png")
+    drawn = [y for y in (points(line)[1] for line in figures[0].axes[0].lines) if len(y) == 5]
+    expected = [[one["ap_by_class"][f"class {k}"] for one in rows] for k in range(2)]
+    assert drawn == [*expected, [one["ap"] for one in rows]]
+    assert "COCO AP, %" in texts(figures[0])
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 20])
@@ -153,7 +163,7 @@ def test_precision_is_drawn_in_a_panel_for_each_class(tmp_path: Path, figures: l
         np.testing.assert_allclose(y, 100 * levels["moderate"].precision)
         assert axes.lines[1].get_drawstyle() == "steps-pre"  # or the area would not be the AP
     words = texts(figures[0])
-    assert {"class 0, AP (R40)", "moderate 24.4, 41 objects", "hard 12.2, 1 object", "recall, %"} <= set(words)
+    assert {"class 0, AP", "moderate 25.0, 41 objects", "hard 12.5, 1 object", "recall, %"} <= set(words)
 
 
 def test_runs_are_compared_by_epoch_and_by_minute(tmp_path: Path, figures: list[Figure]) -> None:

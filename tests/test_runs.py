@@ -20,8 +20,8 @@ MODEL = {"name": "lite0", "classes": ["Car", "Tram"], "image_size": [256, 896], 
 
 
 def row(epoch: int, car: float, tram: float, *, loss: float = 1.0) -> dict[str, Any]:
-    levels = {name: {"easy": ap + 1, "moderate": ap, "hard": ap - 1} for name, ap in (("Car", car), ("Tram", tram))}
-    found = {"epoch": epoch, "mean_moderate": (car + tram) / 2, "R40": levels}
+    by_class = {"Car": car, "Tram": tram}
+    found = {"epoch": epoch, "metric": "Moderate R40", "ap": (car + tram) / 2, "ap_by_class": by_class}
     return found | {"train": {"total": loss / 2}, "val": {"total": loss}, "train_seconds": 50.0, "val_seconds": 10.0}
 
 
@@ -75,9 +75,9 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path, file: str, content: bytes |
         ("", "not JSON (Expecting value, character 1)"),
         ("7", "not the row of an epoch (TypeError("),
         (json.dumps({k: v for k, v in ROWS[0].items() if k != "val"}), "not the row of an epoch (KeyError('val'))"),
-        (json.dumps(ROWS[0] | {"R40": [1]}), "not the row of an epoch (AttributeError("),
-        (json.dumps(ROWS[0] | {"mean_moderate": "9"}), "not the row of an epoch ('9' is no number)"),
-        (json.dumps(ROWS[0] | {"mean_moderate": float("nan")}), "not the row of an epoch (nan is no number)"),
+        (json.dumps(ROWS[0] | {"ap_by_class": [1]}), "not the row of an epoch (AttributeError("),
+        (json.dumps(ROWS[0] | {"ap": "9"}), "not the row of an epoch ('9' is no number)"),
+        (json.dumps(ROWS[0] | {"ap": float("nan")}), "not the row of an epoch (nan is no number)"),
     ],
 )
 def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -129,8 +129,10 @@ def test_runs_are_listed_newest_first_and_none_is_left_out(runs: Path) -> None:
 def test_a_run_in_short(runs: Path) -> None:
     newest, *_, oldest = list_runs(runs)
     # Epoch 3 is as good as 4, with the lower loss.
-    short = {"model": "d0", "done": 4, "asked": "4", "best_epoch": 3, "mean": 30.0, "minutes": 4.0, "data": "kitti"}
-    rest = {"name": "good-1", "changed": 3600.0, "wrong": "", "moderate": {"Car": 40.0, "Tram": 20.0}}
+    short = {"model": "d0", "done": 4, "asked": "4", "best_epoch": 3, "ap": 30.0, "minutes": 4.0, "data": "kitti"}
+    rest = {"name": "good-1", "changed": 3600.0, "wrong": "", "metric": "Moderate R40"} | {
+        "by_class": {"Car": 40.0, "Tram": 20.0}
+    }
     assert oldest._asdict() == short | rest
     assert (newest.done, newest.asked, newest.data) == (1, "30 min", "/data/kitti")
 
@@ -140,9 +142,23 @@ def test_the_table_holds_every_run(runs: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("TZ", "UTC")
         time.tzset()
     head, *lines = runs_table(list_runs(runs)).splitlines()
-    assert head.split() == ["run", "changed", "model", "epochs", "best", "mean", "Car", "Tram", "minutes", "data"]
+    assert head.split() == ["run", "changed", "model", "epochs", "best", "mean", "Car", "Tram", "of", "minutes", "data"]
     assert [line.split("  ")[0] for line in lines] == ["good-2", "empty", "begun", "broken", "good-1"]
-    assert lines[4].split() == ["good-1", "1970-01-01", "01:00", "d0", "4/4", "3", "30.0", "40.0", "20.0", "4", "kitti"]
+    assert lines[4].split() == [
+        "good-1",
+        "1970-01-01",
+        "01:00",
+        "d0",
+        "4/4",
+        "3",
+        "30.0",
+        "40.0",
+        "20.0",
+        "Moderate",
+        "R40",
+        "4",
+        "kitti",
+    ]
     assert lines[3].startswith("broken  1970-01-01 02:00  metrics.jsonl:5: not JSON (")
     for word, cell in (("mean", "30.0"), ("Tram", "20.0")):
         assert head.index(word) + len(word) == lines[4].index(cell) + 4
@@ -150,14 +166,14 @@ def test_the_table_holds_every_run(runs: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_classes_of_other_runs_are_blank(runs: Path) -> None:
     ours = list_runs(runs)[0]
-    lines = runs_table([ours, ours._replace(moderate={"Van": 9.0})]).splitlines()
+    lines = runs_table([ours, ours._replace(by_class={"Van": 9.0})]).splitlines()
     assert lines[0].split()[6:9] == ["Car", "Tram", "Van"]
     assert [line.split()[8:11] for line in lines[1:]] == [["0.5", "0.2", "-"], ["-", "-", "9.0"]]
 
 
 def test_many_classes_have_no_columns(runs: Path) -> None:
     ours = list_runs(runs)[0]
-    text = runs_table([ours._replace(moderate={f"class{i}": 1.0 for i in range(90)})])
+    text = runs_table([ours._replace(by_class={f"class{i}": 1.0 for i in range(90)})])
     assert "class" not in text
     assert max(map(len, text.splitlines())) < 100
 
@@ -220,7 +236,7 @@ def test_a_comparison_as_text(tmp_path: Path) -> None:
 
 
 def test_runs_of_other_classes_and_no_common_epoch(tmp_path: Path) -> None:
-    other = ROWS[3] | {"R40": {"Van": {"easy": 1.0, "moderate": 2.0, "hard": 3.0}}}
+    other = ROWS[3] | {"ap_by_class": {"Van": 2.0}}
     text = comparison(compare(write_run(tmp_path / "a", ROWS[:1]), write_run(tmp_path / "b", [other])))
     cells = [line.split() for line in text.splitlines()]
     assert ["Car", "0.5", "-"] in cells

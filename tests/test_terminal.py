@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tinydet.cli.terminal import ap_table, counted, epoch_head, epoch_row, run_header, weights_lines, weights_summary
+from tinydet.cli.terminal import (
+    coco_table,
+    counted,
+    epoch_head,
+    epoch_row,
+    kitti_table,
+    run_header,
+    weights_lines,
+    weights_summary,
+)
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
 from tinydet.training.events import Started
@@ -41,7 +50,7 @@ def ends(line: str) -> list[int]:
 @pytest.mark.parametrize("classes", [("Car", "Pedestrian", "Cyclist"), ("Person_sitting", "Car"), ("A",)])
 def test_the_table_holds_every_number_in_its_column(classes: tuple[str, ...]) -> None:
     scores = scores_of(*classes)
-    head, *rows = ap_table(scores).splitlines()
+    head, *rows = kitti_table(scores).splitlines()
     assert head.split() == ["AP", "%", "R40", "easy", "moderate", "hard", "R11", "easy", "moderate", "hard"]
     columns = [end for end, word in zip(ends(head), head.split(), strict=True) if word in LEVELS]
     assert [row.split()[0] for row in rows] == list(classes)
@@ -64,7 +73,7 @@ def perfect_scores(count: int) -> dict[str, dict[str, dict[str, float]]]:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 40])
 def test_few_objects_are_said_to_cap_what_they_cap(count: int) -> None:
     scores = perfect_scores(count)
-    _, _, *notes = ap_table(scores).splitlines()
+    _, _, *notes = kitti_table(scores).splitlines()
     limit = scores["R40"]["Car"]["easy"]
     assert notes == [
         f"Car {level}: {count} objects; with fewer than 41 R40 cannot exceed {limit:.1f}" for level in LEVELS
@@ -73,14 +82,24 @@ def test_few_objects_are_said_to_cap_what_they_cap(count: int) -> None:
 
 def test_enough_objects_need_no_note() -> None:
     assert perfect_scores(41)["R40"]["Car"]["easy"] == 100
-    assert len(ap_table(perfect_scores(41)).splitlines()) == 2
+    assert len(kitti_table(perfect_scores(41)).splitlines()) == 2
 
 
 def test_a_note_is_of_its_class_and_level() -> None:
     scores = scores_of("Car", "Tram")
     scores["n_gt"]["Tram"]["easy"] = 3
-    (note,) = ap_table(scores).splitlines()[3:]
+    (note,) = kitti_table(scores).splitlines()[3:]
     assert note.startswith("Tram easy: 3 objects; ")
+
+
+def test_coco_numbers_are_in_percent_and_what_is_undefined_a_dash() -> None:
+    stats = [0.1234, *(0.01 * i for i in range(1, 11)), -1.0]
+    lines = coco_table({"stats": stats, "per_class_AP": {"Car": 0.5, "Tram": -1.0}}).splitlines()
+    assert lines[0].split() == ["COCO", "AP", "%", "mean", "50", "75", "small", "medium", "large"]
+    assert lines[1].split() == ["12.34", "1.00", "2.00", "3.00", "4.00", "5.00"]
+    assert lines[2].split() == ["COCO", "AR", "%", "@1", "@10", "@100", "small", "medium", "large"]
+    assert lines[3].split() == ["6.00", "7.00", "8.00", "9.00", "10.00", "-"]
+    assert [line.split() for line in lines[4:]] == [["Car", "AP", "50.00"], ["Tram", "AP", "-"]]
 
 
 # A run
@@ -104,7 +123,7 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
     run = SimpleNamespace(
         settings=settings,
         config=config,
-        train_set=SimpleNamespace(split_note="7 train frames"),
+        train_set=SimpleNamespace(kind="KITTI", split_note="7 train frames", counts={"Car": 12, "Tram": 3}),
         val_set=SimpleNamespace(split_note="3 val frames"),
         weights="best.pt (tinydet lite0)",
         report=None if done else REPORT,
@@ -120,15 +139,16 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
 def test_the_header_says_what_a_run_came_to() -> None:
     lines = run_header(started(0, lr=0.002)).splitlines()
     assert [line[:10].strip() for line in lines] == [
-        *("model", "start", "input", "anchors", "data", "", "batch", "learning", "device", "run")
+        *("model", "start", "input", "anchors", "data", "", "objects", "batch", "learning", "device", "run")
     ]
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
         "a.pth (effdet), 6 tensors: 2 taken, 1 replaced, 3 left out; 1 new; class rows kept: Car from car",
         "256x896, seen in parts of 256x448, anchor scale 2.5",
         "reach at IoU .5: Car 99%, Tram 50% of the training objects",
-        "7 train frames",
+        "KITTI: 7 train frames",
         "3 val frames",
+        "12 Car, 3 Tram to train on",
         "4, 12 steps an epoch",
         "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
         "cpu, float32",
@@ -187,18 +207,17 @@ def row_of(classes: tuple[str, ...], *, epoch: int = 7, lr: float = 0.00123, los
         "lr": lr,
         "train": losses,
         "val": losses | {"total": loss / 2},
-        "mean_moderate": 49.5,
-        "R40": scores["R40"],
-        "R11": scores["R11"],
+        "ap": 49.5,
+        "ap_by_class": {name: levels["moderate"] for name, levels in scores["R40"].items()},
         "train_seconds": 12.3,
         "val_seconds": 4.4,
     }
 
 
 def test_an_epoch_is_a_row_of_what_it_came_to() -> None:
-    words = epoch_row(row_of(("Car", "Tram", "Van")), best=False).split()
+    words = epoch_row(row_of(("Car", "Tram", "Van")), ("Car", "Tram", "Van"), best=False).split()
     assert words == ["7", "0.0012", "1.235", "0.617", "0.0", "49.5", "99.0", "49.5", "17", "s"]
-    assert epoch_row(row_of(("Car",)), best=True) == epoch_row(row_of(("Car",)), best=False) + " *"
+    assert epoch_row(row_of(("Car",)), ("Car",), best=True) == epoch_row(row_of(("Car",)), ("Car",), best=False) + " *"
 
 
 @pytest.mark.parametrize(
@@ -206,8 +225,8 @@ def test_an_epoch_is_a_row_of_what_it_came_to() -> None:
 )
 @pytest.mark.parametrize(("epoch", "lr", "loss"), [(1, 1e-3, 0.5), (10000, 1.234e-12, 123456.789)])
 def test_epochs_stand_under_their_head(classes: tuple[str, ...], epoch: int, lr: float, loss: float) -> None:
-    head = epoch_head(iter(classes))
+    head = epoch_head(classes)
     assert head.split() == ["epoch", "lr", "train", "loss", "val", "loss", *classes, "mean", "time"]
-    row = epoch_row(row_of(classes, epoch=epoch, lr=lr, loss=loss), best=False)
+    row = epoch_row(row_of(classes, epoch=epoch, lr=lr, loss=loss), classes, best=False)
     words = [end for end, word in zip(ends(head), head.split(), strict=True) if word not in ("train", "val")]
     assert [*ends(row)[:-2], len(row)] == words  # "17 s" is one cell

@@ -27,8 +27,10 @@ from tinydet.evaluate import Validation
 from tinydet.model.config import model_config
 from tinydet.model.detect import model_anchors
 from tinydet.model.efficientdet import EfficientDet, Outputs
-from tinydet.train import anchor_coverage, train
+from tinydet.score import Headline
+from tinydet.train import train
 from tinydet.training.events import Event, Noted, Started, Stepped, Validated
+from tinydet.training.fit import reach
 from tinydet.training.schedule import lr_factor
 from tinydet.training.settings import TrainSettings
 from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, skeleton
@@ -134,7 +136,7 @@ def test_a_run_says_what_happens_as_it_happens(settings: TrainSettings, through:
     splits = (run.train_set.split_note, run.val_set.split_note)
     assert [split.split(",")[0] for split in splits] == [f"{TRAIN} train frames", "1 val frames"]
     train_set = KittiDataset(settings.data, "train", classes=settings.classes)
-    assert started.coverage == anchor_coverage(train_set, run.config)
+    assert started.coverage == reach(train_set, run.config).by_class
 
 
 def test_the_loss_falls(through: Run) -> None:
@@ -148,7 +150,8 @@ def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) 
     stepped = [event.losses for event in through.events if isinstance(event, Stepped)]
     for i, row in enumerate(rows):
         assert list(row) == [
-            *("epoch", "step", "lr", "train", "val", "mean_moderate", "R40", "R11", "matches"),
+            *("epoch", "step", "lr", "train", "val", "metric", "ap", "ap_by_class", "R40", "R11", "stats"),
+            *("per_class_AP", "matches"),
             *("train_seconds", "wait_seconds", "val_seconds"),
         ]
         assert (row["epoch"], row["step"]) == (i + 1, STEPS * (i + 1))
@@ -161,7 +164,11 @@ def test_a_row_is_what_its_epoch_came_to(settings: TrainSettings, through: Run) 
         for kind in ("R40", "R11"):
             assert list(row[kind]) == ["Car", "Pedestrian"]
             assert all(list(levels) == ["easy", "moderate", "hard"] for levels in row[kind].values())
-        assert row["mean_moderate"] <= max(levels["moderate"] for levels in row["R40"].values())
+        assert row["metric"] == "Moderate R40"
+        assert row["ap_by_class"] == {name: levels["moderate"] for name, levels in row["R40"].items()}
+        assert row["ap"] <= max(row["ap_by_class"].values())
+        assert len(row["stats"]) == 12
+        assert list(row["per_class_AP"]) == ["Car", "Pedestrian"]
         assert list(row["matches"]) == ["Car", "Pedestrian"]
         assert min(row["matches"].values()) > 0
         assert row["train_seconds"] >= row["wait_seconds"] >= 0
@@ -181,7 +188,7 @@ def test_last_is_the_last_epoch_and_best_the_best(settings: TrainSettings, throu
     assert training["plateau"]["patience"] == 3
     assert any(not torch.equal(x, last.ema_params[name]) for name, x in last.params.items())
     assert any(not torch.equal(x, last.ema_buffers[name]) for name, x in last.buffers.items())
-    standings = [(row["mean_moderate"], -row["val"]["total"]) for row in through.rows]
+    standings = [(row["ap"], -row["val"]["total"]) for row in through.rows]
     assert len(best.training["history"]) - 1 == standings.index(max(standings))
     flags = [event.best for event in through.events if isinstance(event, Validated)]
     assert flags == [standing == max(standings[: i + 1]) for i, standing in enumerate(standings)]
@@ -309,7 +316,7 @@ def test_a_loss_that_stalls_lowers_the_learning_rate(
         return found._replace(losses=found.losses._replace(total=total))
 
     monkeypatch.setattr(tinydet.train, "validate", as_if)
-    monkeypatch.setattr(tinydet.train, "mean_moderate", lambda scores: MEANS[epoch[0] - 1])
+    monkeypatch.setattr(tinydet.train, "headline", lambda scores: Headline("AP", MEANS[epoch[0] - 1], {}))
     plateau = replace(
         settings,
         model="lite0",
@@ -367,7 +374,7 @@ def test_coverage_is_the_share_of_objects_that_an_anchor_reaches(tmp_path: Path)
     dataset = KittiDataset(tmp_path, "train", classes=["Car", "Tram"])
     config = model_config("lite0", classes=("Car", "Tram", "Van"), image_size=(64, 128), anchor_scale=2.0)
     before = copy.deepcopy((dataset.boxes, dataset.labels))
-    found = anchor_coverage(dataset, config)
+    found = reach(dataset, config).by_class
     for one, other in zip(before[0] + before[1], dataset.boxes + dataset.labels, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -408,7 +415,7 @@ def test_a_run_that_gets_no_better_ends(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     means = iter([1.0, 3.0, 2.0, 3.0, 1.0, 5.0, 5.0])
-    monkeypatch.setattr(tinydet.train, "mean_moderate", lambda scores: next(means))
+    monkeypatch.setattr(tinydet.train, "headline", lambda scores: Headline("AP", next(means), {}))
     short = replace(settings, model="lite0", image_size=(32, 64), batch_size=TRAIN, epochs=7, early_stop=3)
     assert sum(isinstance(event, Validated) for event in train(short, tmp_path)) == 5  # the second was the best
     assert not any(isinstance(event, Stepped) for event in train(short, tmp_path, resume=True))
@@ -487,6 +494,6 @@ def test_a_few_pictures_are_learned_by_heart(tmp_path: Path) -> None:
     events = list(train(settings, tmp_path / "run"))
     rows = [event.row for event in events if isinstance(event, Validated)]
     notes = [event.text for event in events if isinstance(event, Noted)]
-    assert rows[-1]["mean_moderate"] == 100
-    assert all(row["mean_moderate"] < 100 for row in rows[:-1])
+    assert rows[-1]["ap"] == 100
+    assert all(row["ap"] < 100 for row in rows[:-1])
     assert any("everything in 1 pictures is found after" in text for text in notes)

@@ -72,14 +72,14 @@ def test_every_object_that_is_not_found_is_named_with_its_reason(dataset: KittiD
 def test_the_verdict(dataset: KittiDataset) -> None:
     _, frames = overfit_frames(dataset, 2)
     nothing = [found(), found()]
-    (good,) = overfit_verdict(frames, nothing, CONFIG, [{"step": 60, "mean_moderate": 100.0}])
+    (good,) = overfit_verdict(frames, nothing, CONFIG, [{"step": 60, "ap": 100.0}])
     assert "everything in 2 pictures is found after 60 steps" in good
-    head, *faults = overfit_verdict(frames, nothing, CONFIG, [{"step": 60, "mean_moderate": 12.3}])
+    head, *faults = overfit_verdict(frames, nothing, CONFIG, [{"step": 60, "ap": 12.3}])
     assert "after 60 steps AP in the same 2 pictures is 12.3" in head
     assert faults == overfit_faults(frames, nothing, CONFIG)
     right = [found((CAR, 0, 0.9), (PEDESTRIAN, 1, 0.8)), found((TINY, 0, 0.5))]
-    assert "other things too" in overfit_verdict(frames, right, CONFIG, [{"step": 60, "mean_moderate": 12.3}])[1]
+    assert "other things too" in overfit_verdict(frames, right, CONFIG, [{"step": 60, "ap": 12.3}])[1]
     many = frames.take([0, 1] * 4)
-    lines = overfit_verdict(many, nothing * 4, CONFIG, [{"step": 60, "mean_moderate": 0.0}])
+    lines = overfit_verdict(many, nothing * 4, CONFIG, [{"step": 60, "ap": 0.0}])
     assert len(lines) == 7
     assert lines[-1] == "... and 7 more"

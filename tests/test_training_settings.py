@@ -158,9 +158,9 @@ def test_settings_of_another_version(tmp_path: Path, settings: dict[str, Any] | 
 def test_the_model_fits_the_pictures_unless_told(
     sizes: list[tuple[int, int]], changes: dict[str, Any], size: tuple[int, int], scale: float
 ) -> None:
-    settings = TrainSettings("kitti", classes=("Tram", "Car"), **changes)
+    settings = TrainSettings("kitti", **changes)
     base = model_config(settings.model or "d0")
-    config = fit_model(settings, sizes, base=base)
+    config = fit_model(settings, sizes, classes=("Tram", "Car"), base=base)
     assert (config.image_size, config.anchor_scale) == (size, scale)
     expected = dataclasses.replace(base, classes=("Tram", "Car"), image_size=size, anchor_scale=scale)
     assert config == expected
@@ -169,10 +169,10 @@ def test_the_model_fits_the_pictures_unless_told(
 def test_what_an_earlier_run_fitted_stays_as_it_is() -> None:
     base = model_config("lite0", classes=("Cow",), image_size=(96, 128), mean=(0.5, 0.5, 0.5))
     for sizes in ([WIDE], [SQUARE]):
-        assert fit_model(TrainSettings("kitti", classes=("Car",)), sizes, base=base) == dataclasses.replace(
+        assert fit_model(TrainSettings("kitti"), sizes, classes=("Car",), base=base) == dataclasses.replace(
             base, classes=("Car",)
         )
-    told = fit_model(TrainSettings("kitti", image_size=(64, 64), anchor_scale=1.0), [WIDE], base=base)
+    told = fit_model(TrainSettings("kitti", image_size=(64, 64), anchor_scale=1.0), [WIDE], classes=("Car",), base=base)
     assert (told.image_size, told.anchor_scale) == ((64, 64), 1.0)
 
 

@@ -38,7 +38,8 @@ def row(epoch: int, train: float, val: float, aps: Sequence[float], **more: Any)
         "lr": 0.004,
         "train": {"total": train, "classification": 0.6 * train, "box": 0.008 * train},
         "val": {"total": val, "classification": 0.6 * val, "box": 0.008 * val},
-        "mean_moderate": float(np.mean(aps)),
+        "ap": float(np.mean(aps)),
+        "ap_by_class": dict(zip(CLASSES, aps, strict=True)),
         "R40": levels,
         "R11": copy.deepcopy(levels),
         "matches": dict(zip(CLASSES, (5120, 800, 350), strict=True)),
@@ -195,7 +196,7 @@ OVERFITTED = ([1.5, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [1.3, 1.0, 0.8, 0.7
 
 def test_overfitting_is_named_after_three_epochs() -> None:
     history = history_of(*OVERFITTED)
-    history[4]["mean_moderate"] = 90.0
+    history[4]["ap"] = 90.0
     line = only(said(history, settings_of(20, weight_decay=0.02)), epoch=8)
     assert line.startswith(
         "overfitting: since epoch 4 the validation loss rose from 0.780 to 0.900 while the training loss fell from "

@@ -33,8 +33,16 @@ from tinydet.ops.losses import Losses, detection_loss, focal_loss, huber_loss
 from tinydet.ops.nms import nms, soft_nms
 
 if TYPE_CHECKING:
+    from tinydet.data.coco import CocoDataset, coco_json
+    from tinydet.data.dataset import DetectionDataset
     from tinydet.data.kitti import KittiDataset
-    from tinydet.evaluate import mean_moderate, score_detections, validate
+    from tinydet.data.opened import open_dataset
+    from tinydet.data.yolo import YoloDataset
+    from tinydet.detector import Detector, load
+    from tinydet.evaluate import validate
+    from tinydet.export import export
+    from tinydet.prediction import Prediction
+    from tinydet.score import headline, score_detections
     from tinydet.training.schedule import lr_factor
     from tinydet.training.settings import TrainSettings
     from tinydet.training.start import start, training_batches, validation_batches
@@ -46,17 +54,26 @@ __version__ = "0.1.0"
 
 # What would load more than torch, and where it is.
 _LAZY = {
+    "CocoDataset": "tinydet.data.coco",
+    "DetectionDataset": "tinydet.data.dataset",
+    "Detector": "tinydet.detector",
     "KittiDataset": "tinydet.data.kitti",
+    "Prediction": "tinydet.prediction",
     "State": "tinydet.training.step",
     "TrainSettings": "tinydet.training.settings",
     "Weights": "tinydet.weights.formats",
+    "YoloDataset": "tinydet.data.yolo",
+    "coco_json": "tinydet.data.coco",
+    "export": "tinydet.export",
     "fit_weights": "tinydet.weights.load",
+    "headline": "tinydet.score",
+    "load": "tinydet.detector",
     "load_detector": "tinydet.weights.load",
     "load_weights": "tinydet.weights.load",
     "lr_factor": "tinydet.training.schedule",
     "make_optimizer": "tinydet.training.step",
-    "mean_moderate": "tinydet.evaluate",
-    "score_detections": "tinydet.evaluate",
+    "open_dataset": "tinydet.data.opened",
+    "score_detections": "tinydet.score",
     "start": "tinydet.training.start",
     "train_step": "tinydet.training.step",
     "training_batches": "tinydet.training.start",
@@ -81,7 +98,10 @@ __all__ = [
     "BiFPNLayer",
     "BoxNet",
     "ClassNet",
+    "CocoDataset",
+    "DetectionDataset",
     "Detections",
+    "Detector",
     "EfficientDet",
     "EfficientNetBackbone",
     "InputError",
@@ -89,11 +109,13 @@ __all__ = [
     "Losses",
     "ModelConfig",
     "Outputs",
+    "Prediction",
     "SeparableConvBlock",
     "State",
     "Targets",
     "TrainSettings",
     "Weights",
+    "YoloDataset",
     "anchors",
     "apply",
     "area",
@@ -101,6 +123,7 @@ __all__ = [
     "assign_batch",
     "assign_nearby",
     "clip",
+    "coco_json",
     "coverage",
     "cxcywh_to_xyxy",
     "decode",
@@ -108,22 +131,25 @@ __all__ = [
     "detection_loss",
     "ema_update",
     "encode",
+    "export",
     "fit_weights",
     "focal_loss",
     "fuse",
     "fused_skeleton",
+    "headline",
     "huber_loss",
     "intersection",
     "iou",
+    "load",
     "load_detector",
     "load_weights",
     "lr_factor",
     "make_optimizer",
-    "mean_moderate",
     "model_anchors",
     "model_config",
     "nms",
     "normalize",
+    "open_dataset",
     "score_detections",
     "soft_nms",
     "start",

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydet.data.dataset import DetectionDataset
 from tinydet.data.example import read_image, resample
-from tinydet.data.kitti import KittiDataset
 from tinydet.draw import draw, paint, save_jpeg, sheet
-from tinydet.evaluate import kitti_results, kitti_truths
 from tinydet.labels import IGNORE
-from tinydet.metrics.kitti import kitti_curves
+from tinydet.metrics.coco import STATS
 from tinydet.model.detect import Detections
+from tinydet.score import pr_curves
 from tinydet.training.events import Event, Noted, Started, Stepped, Validated
 from tinydet.training.start import Run, training_batches
 
@@ -65,9 +65,7 @@ def illustrated(events: Iterable[Event]) -> Iterator[Event]:
                 plots.loss_curves(history, out / "losses.png")
                 plots.ap_curves(history, out / "ap.png")
             if plots and event.best:
-                results = kitti_results(event.detections, run.val_set.classes)
-                curves = kitti_curves(kitti_truths(run.val_set.objects), results, classes=run.val_set.classes)
-                plots.precision_recall(curves, out / "precision-recall.png")
+                plots.precision_recall(pr_curves(run.val_set, event.detections), out / "precision-recall.png")
         yield event
         if isinstance(event, Started) and not plots:
             yield Noted(NO_CURVES)
@@ -101,8 +99,11 @@ def tensorboarded(events: Iterable[Event]) -> Iterator[Event]:
 def scalars(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of an epoch under the names that tensorboard groups them by."""
     losses = {f"{part}/{name}": value for part in ("train", "val") for name, value in row[part].items()}
-    ap = {f"R40/{name}/{level}": value for name, levels in row["R40"].items() for level, value in levels.items()}
-    return {"lr": row["lr"], **losses, **ap, "R40/mean_moderate": row["mean_moderate"]}
+    ap = {f"AP/{name}": value for name, value in row["ap_by_class"].items()}
+    kitti = row.get("R40", {})
+    ap |= {f"R40/{name}/{level}": value for name, levels in kitti.items() for level, value in levels.items()}
+    ap |= {f"COCO/{name}": value for name, value in zip(STATS, row["stats"], strict=True) if value >= 0}
+    return {"lr": row["lr"], **losses, **ap, "AP/mean": row["ap"]}
 
 
 def train_sheet(run: Run, *, epoch: int) -> np.ndarray:
@@ -127,7 +128,7 @@ def train_sheet(run: Run, *, epoch: int) -> np.ndarray:
     return sheet(images, captions, columns=columns, width=width)
 
 
-def val_frames(dataset: KittiDataset) -> list[Frame]:
+def val_frames(dataset: DetectionDataset) -> list[Frame]:
     """Frames spread evenly over a data set, read once."""
     chosen = np.linspace(0, len(dataset) - 1, min(COUNT, len(dataset))).round().astype(int).tolist()
     _, width = _layout(dataset.sizes[chosen[0]])

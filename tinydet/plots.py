@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from tinydet.files import replacing
-from tinydet.metrics.kitti import KittiCurve
+from tinydet.score import PrCurve
 from tinydet.training.history import best_row
 
 Rows = Sequence[Mapping[str, Any]]
@@ -64,7 +64,7 @@ def loss_curves(history: Rows, path: str | os.PathLike[str]) -> None:
 
 
 def ap_curves(history: Rows, path: str | os.PathLike[str]) -> None:
-    """Draw the AP (R40) of every class over the epochs, and the mean of Moderate; easy and hard too of a few classes.
+    """Draw the AP of every class over the epochs, and their mean; KITTI's easy and hard too where the classes are few.
 
     Args:
         history: at least one row; all of the same classes.
@@ -73,54 +73,49 @@ def ap_curves(history: Rows, path: str | os.PathLike[str]) -> None:
     epochs = [row["epoch"] for row in history]
     figure = _figure(10, 7)
     axes = figure.subplots()
-    classes = list(history[0]["R40"])
+    classes, kitti = list(history[0]["ap_by_class"]), "R40" in history[0]
     ends: list[tuple[float, str, str]] = []
     for name, colour, marker in zip(classes, cycle(COLOURS), _markers(), strict=False):
-        ap = {level: [row["R40"][name][level] for row in history] for level in LEVELS}
-        for level, dashes in LEVELS.items():
-            if level == "moderate":
-                _line(axes, epochs, ap[level], color=colour, marker=marker)
-            elif len(classes) <= FEW:
-                style = {"linestyle": dashes, "linewidth": 1.6, "alpha": 0.6, "zorder": 1}
-                _line(axes, epochs, ap[level], color=colour, **style)
-        ends.append((ap["moderate"][-1], f"{name} {ap['moderate'][-1]:.1f}", colour))
+        ap = [row["ap_by_class"][name] for row in history]
+        _line(axes, epochs, ap, color=colour, marker=marker)
+        ends.append((ap[-1], f"{name} {ap[-1]:.1f}", colour))
+        for level in ("easy", "hard") if kitti and len(classes) <= FEW else ():
+            style = {"linestyle": LEVELS[level], "linewidth": 1.6, "alpha": 0.6, "zorder": 1}
+            _line(axes, epochs, [row["R40"][name][level] for row in history], color=colour, **style)
     if len(classes) > 1:
-        mean = [row["mean_moderate"] for row in history]
+        mean = [row["ap"] for row in history]
         _line(axes, epochs, mean, color="black", linewidth=3.5, zorder=3)
         ends.append((mean[-1], f"mean {mean[-1]:.1f}", "black"))
     axes.set_ylim(bottom=0)
-    _dress(axes, x="", y="AP (R40), %")
+    _dress(axes, x="", y="AP (R40), %" if kitti else "COCO AP, %")
     _mark_best(axes, history)
     _over_epochs(axes, epochs)
     _end_labels(axes, ends)
-    if len(classes) <= FEW:
+    if kitti and len(classes) <= FEW:
         keys = [Line2D([], [], color=GREY, linestyle=dashes, linewidth=2, label=key) for key, dashes in LEVELS.items()]
         _legend(figure, keys)
     _save(figure, path)
 
 
-def precision_recall(curves: Mapping[str, Mapping[str, KittiCurve]], path: str | os.PathLike[str]) -> None:
-    """Draw precision over recall, a panel for each class, a line for each difficulty with its AP and its objects.
+def precision_recall(curves: Mapping[str, Mapping[str, PrCurve]], path: str | os.PathLike[str]) -> None:
+    """Draw precision over recall, a panel for each class, lines with their AP and their objects.
 
-    The area under a line is its AP: the steps are those that R40 is summed over.
+    The area under a line is its AP: the steps are those that AP is summed over.
 
     Args:
-        curves: from `tinydet.metrics.kitti.kitti_curves`, of at least one class.
+        curves: from `tinydet.score.pr_curves`, of at least one class.
         path: where to.
     """
     columns = len(curves) if len(curves) <= 3 else int(np.ceil(len(curves) ** 0.5))
     rows = -(-len(curves) // columns)
     figure = _figure(max(6, 4.6 * columns), 5.6 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    recall = np.linspace(0, 100, 41)
-    for axes, (name, levels) in zip(panels.flat, curves.items(), strict=False):
-        for (level, dashes), colour in zip(LEVELS.items(), COLOURS, strict=False):
-            curve = levels[level]
-            label = f"{level} {curve.r40:.1f}, {curve.n_gt} object{'s' * (curve.n_gt != 1)}"
-            precision = 100 * curve.precision
-            axes.plot(
-                recall, precision, drawstyle="steps-pre", color=colour, linestyle=dashes, linewidth=2.5, label=label
-            )
+    for axes, (name, lines) in zip(panels.flat, curves.items(), strict=False):
+        for (key, curve), dashes, colour in zip(lines.items(), LEVELS.values(), COLOURS, strict=False):
+            label = f"{key} {curve.ap:.1f}, {curve.n_gt} object{'s' * (curve.n_gt != 1)}"
+            style = {"drawstyle": "steps-pre", "color": colour, "linestyle": dashes, "linewidth": 2.5}
+            recall = np.linspace(0, 100, len(curve.precision))
+            axes.plot(recall, 100 * curve.precision, label=label, **style)
         _dress(axes, x="recall, %", y="precision, %")
         axes.label_outer()
         axes.set(xlim=(0, 102), ylim=(0, 102), xticks=range(0, 101, 25), yticks=range(0, 101, 25))
@@ -132,7 +127,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, KittiCurve]], path: str |
             fontsize=SIZE,
             labelspacing=0.2,
             handlelength=2.4,
-            title=f"{name}, AP (R40)",
+            title=f"{name}, AP",
             alignment="left",
             title_fontproperties={"size": SIZE, "weight": "bold"},
         )
@@ -142,7 +137,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, KittiCurve]], path: str |
 
 
 def score_curves(histories: Mapping[str, Rows], path: str | os.PathLike[str]) -> None:
-    """Draw the mean Moderate AP of several runs over their epochs and over the time that they took, their best ringed.
+    """Draw the AP of several runs over their epochs and over the time that they took, their best ringed.
 
     Args:
         histories: by the run's name, each of at least one row.
@@ -153,17 +148,18 @@ def score_curves(histories: Mapping[str, Rows], path: str | os.PathLike[str]) ->
     keys = []
     best = {name: best_row(history) for name, history in histories.items()}
     styles = zip(histories, cycle(COLOURS), _markers(), cycle(LEVELS.values()), strict=False)
-    for name, colour, marker, dashes in sorted(styles, key=lambda one: -best[one[0]]["mean_moderate"]):
+    for name, colour, marker, dashes in sorted(styles, key=lambda one: -best[one[0]]["ap"]):
         history, top = histories[name], best[name]
         epochs = np.array([row["epoch"] for row in history])
         minutes = np.cumsum([row["train_seconds"] + row["val_seconds"] for row in history]) / 60
-        mean = [row["mean_moderate"] for row in history]
+        mean = [row["ap"] for row in history]
         for axes, x in zip(panels, (epochs, minutes), strict=True):
             line = _line(axes, x, mean, color=colour, marker=marker, linestyle=dashes)
-            axes.plot(x[epochs == top["epoch"]], top["mean_moderate"], "o", ms=15, mfc="none", mec=colour, mew=2)
-        line.set_label(f"{name}: best {top['mean_moderate']:.1f} after epoch {top['epoch']}")
+            axes.plot(x[epochs == top["epoch"]], top["ap"], "o", ms=15, mfc="none", mec=colour, mew=2)
+        line.set_label(f"{name}: best {top['ap']:.1f} after epoch {top['epoch']}")
         keys.append(line)
-    _dress(panels[0], x="epoch", y="mean Moderate AP (R40), %")
+    metrics = dict.fromkeys(history[0]["metric"] for history in histories.values())
+    _dress(panels[0], x="epoch", y=f"mean {' and '.join(metrics)}, %")
     _dress(panels[1], x="training and validation, minutes", y="")
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in panels:

@@ -47,10 +47,12 @@ class RunSummary(NamedTuple):
     asked: str = ""
     """How long the run was to be: "50", or "30 min"."""
     best_epoch: int = 0
-    mean: float = math.nan
-    """Moderate R40 of the best epoch in percent, averaged over the classes."""
-    moderate: Mapping[str, float] = {}
-    """The same by class."""
+    metric: str = ""
+    """What runs on such data are compared by, as of `tinydet.score.headline`."""
+    ap: float = math.nan
+    """Of the best epoch, in percent."""
+    by_class: Mapping[str, float] = {}
+    """The same of each class."""
     minutes: float = 0.0
     """Spent on training and validation."""
     data: str = ""
@@ -107,18 +109,14 @@ def _row(text: bytes, *, path: Path, line: int) -> Row:
     """A line of metrics.jsonl, which holds what is read of it here."""
     row = _parsed(text, path=path, line=line)
     try:
-        numbers = [row["epoch"], row["mean_moderate"], row["train_seconds"], row["val_seconds"]]
-        numbers += [row["train"]["total"], row["val"]["total"], *_moderate(row).values()]
+        numbers = [row["epoch"], row["ap"], row["train_seconds"], row["val_seconds"]]
+        numbers += [row["train"]["total"], row["val"]["total"], *row["ap_by_class"].values()]
+        _ = row["metric"] + ""
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}:{line}: not the row of an epoch ({error!r})") from None
     if odd := [number for number in numbers if type(number) not in (int, float) or not math.isfinite(number)]:
         raise InputError(f"{path}:{line}: not the row of an epoch ({odd[0]!r} is no number)")
     return row
-
-
-def _moderate(row: Mapping[str, Any]) -> dict[str, float]:
-    """Moderate R40 of an epoch in percent, by class."""
-    return {name: levels["moderate"] for name, levels in row["R40"].items()}
 
 
 def _minutes(run: Run) -> float:
@@ -152,20 +150,21 @@ def _summary(folder: Path) -> RunSummary:
         done=len(run.rows),
         asked=f"{_shown(minutes)} min" if minutes else str(run.settings.get("epochs", "?")),
         best_epoch=best["epoch"],
-        mean=best["mean_moderate"],
-        moderate=_moderate(best),
+        metric=best["metric"],
+        ap=best["ap"],
+        by_class=best["ap_by_class"],
         minutes=_minutes(run),
         data=str(run.settings["data"]),
     )
 
 
 def runs_table(runs: Sequence[RunSummary]) -> str:
-    """A line for each run, with Moderate R40 of its best epoch: of every class, where these are few, and their mean."""
-    names = list(dict.fromkeys(name for run in runs for name in run.moderate))
+    """A line for each run, with the AP of its best epoch: the mean, and where the classes are few that of each."""
+    names = list(dict.fromkeys(name for run in runs for name in run.by_class))
     names = names if len(names) <= MOST_CLASSES else []
-    head = ["run", "changed", "model", "epochs", "best", "mean", *names, "minutes", "data"]
+    head = ["run", "changed", "model", "epochs", "best", "mean", *names, "of", "minutes", "data"]
     rows = [_cells(run, names) + [""] * (len(head) - 2 if run.wrong else 0) for run in runs]
-    first, *lines = aligned([head, *rows], left=(0, 1, 2, len(head) - 1))
+    first, *lines = aligned([head, *rows], left=(0, 1, 2, len(head) - 3, len(head) - 1))
     return "\n".join([first, *(f"{line}  {run.wrong}".rstrip() for line, run in zip(lines, runs, strict=True))])
 
 
@@ -174,8 +173,8 @@ def _cells(run: RunSummary, names: Iterable[str]) -> list[str]:
     first = [run.name, datetime.fromtimestamp(run.changed).strftime("%Y-%m-%d %H:%M")]
     if run.wrong:
         return first
-    moderate = [f"{run.moderate[name]:.1f}" if name in run.moderate else "-" for name in names]
-    best = [str(run.best_epoch), f"{run.mean:.1f}", *moderate]
+    by_class = [f"{run.by_class[name]:.1f}" if name in run.by_class else "-" for name in names]
+    best = [str(run.best_epoch), f"{run.ap:.1f}", *by_class, run.metric]
     return [*first, run.model, f"{run.done}/{run.asked}", *best, f"{run.minutes:.0f}", run.data]
 
 
@@ -207,9 +206,10 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def comparison(compared: Comparison) -> str:
-    """Two runs as text, 80 columns wide: how their mean Moderate R40 went, what they came to, and what differs."""
+    """Two runs as text, 80 columns wide: how their AP went, what they came to, and what differs."""
     a, b = compared.a, compared.b
-    lines = ["mean Moderate R40, %, after each epoch", *_chart(a.rows, b.rows)]
+    metrics = " and ".join(dict.fromkeys(run.rows[0]["metric"] for run in (a, b)))
+    lines = [f"mean {metrics}, %, after each epoch", *_chart(a.rows, b.rows)]
     lines += [f"A ⠒⠒⠒⠒ {a.path}", f"B ⠂ ⠂  {b.path}", "", *aligned(_results(compared)), ""]
     if not compared.settings:
         return "\n".join([*lines, "no setting differs"])
@@ -221,15 +221,16 @@ def comparison(compared: Comparison) -> str:
 def _results(compared: Comparison) -> list[list[str]]:
     """The best epochs, the last that both have done, and what it took."""
     runs, best = (compared.a, compared.b), (best_row(compared.a.rows), best_row(compared.b.rows))
-    names = dict.fromkeys(name for row in best for name in row["R40"])
-    aps = {name: [f"{_moderate(row)[name]:.1f}" if name in row["R40"] else "-" for row in best] for name in names}
+    by_class = [row["ap_by_class"] for row in best]
+    names = dict.fromkeys(name for aps in by_class for name in aps)
+    aps = {name: [f"{one[name]:.1f}" if name in one else "-" for one in by_class] for name in names}
     both = [(one, other) for one, other in compared.epochs.values() if one and other][-1:]
     return [
         ["", "A", "B"],
         ["best epoch", *(f"{row['epoch']} of {len(run.rows)}" for row, run in zip(best, runs, strict=True))],
         *([name, *cells] for name, cells in aps.items()),
-        ["mean", *(f"{row['mean_moderate']:.1f}" for row in best)],
-        *([f"mean, epoch {pair[0]['epoch']}", *(f"{row['mean_moderate']:.1f}" for row in pair)] for pair in both),
+        ["mean", *(f"{row['ap']:.1f}" for row in best)],
+        *([f"mean, epoch {pair[0]['epoch']}", *(f"{row['ap']:.1f}" for row in pair)] for pair in both),
         *([f"{part} loss", *(f"{row[part]['total']:.3f}" for row in best)] for part in ("train", "val")),
         ["minutes", *(f"{_minutes(run):.0f}" for run in runs)],
     ]
@@ -256,8 +257,8 @@ def _shortened(one: str, other: str, *, width: int) -> tuple[str, str]:
 
 
 def _chart(*runs: Sequence[Row]) -> list[str]:
-    """Mean Moderate R40 over epochs: a solid line ends in A, a dotted one in B. In Braille, 2 x 4 dots a character."""
-    epochs, values = ([row[key] for rows in runs for row in rows] for key in ("epoch", "mean_moderate"))
+    """AP over epochs: a solid line ends in A, a dotted one in B. In Braille, 2 x 4 dots a character."""
+    epochs, values = ([row[key] for rows in runs for row in rows] for key in ("epoch", "ap"))
     first, last, ticks = min(epochs), max(epochs), _ticks(min(values), max(values))
 
     def down(values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -270,7 +271,7 @@ def _chart(*runs: Sequence[Row]) -> list[str]:
     step = max(1, last - first) / (2 * width - 1)  # epochs a dot
     cells, ends = np.zeros((HEIGHT, width + 2), dtype=int), {}
     for name, every, rows in zip("AB", (1, 4), runs, strict=True):
-        xs, ys = ([row[key] for row in rows] for key in ("epoch", "mean_moderate"))
+        xs, ys = ([row[key] for row in rows] for key in ("epoch", "ap"))
         x = np.arange(round((xs[0] - first) / step), round((xs[-1] - first) / step) + 1)
         y = down(np.interp(first + x * step, xs, ys))
         end = y[-1] // 4, x[-1] // 2 + 1

@@ -9,19 +9,16 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from tinydet.data.example import fit_scale
-from tinydet.data.kitti import KittiDataset
-from tinydet.evaluate import Scores, Validation, mean_moderate, score_detections, validate
+from tinydet.data.suspicious import doubles, tiny, twins
+from tinydet.evaluate import Validation, validate
 from tinydet.files import replacing
-from tinydet.model.config import ModelConfig
-from tinydet.model.detect import model_anchors
-from tinydet.ops.anchors import coverage
 from tinydet.ops.losses import Losses
+from tinydet.score import Scores, headline, score_detections
 from tinydet.training.epoch import Trained, run_pace, train_epoch, warming_up
 from tinydet.training.events import Event, Noted, Started, Validated
+from tinydet.training.fit import reach
 from tinydet.training.history import best_row, standing
 from tinydet.training.overfit import REPEATS, overfit_verdict
 from tinydet.training.schedule import is_over
@@ -46,10 +43,10 @@ def train(
     command: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
-    """Train on a KITTI folder, and say what happens as it happens.
+    """Train on a data set, and say what happens as it happens.
 
     After every epoch the averaged weights are validated, a line goes to `metrics.jsonl`, and `last.pt` is written;
-    `best.pt` too when mean Moderate R40 is the best yet, or equal with a lower loss.
+    `best.pt` too when its AP, that of `tinydet.score.headline`, is the best yet, or equal with a lower loss.
 
     Args:
         settings: of the run; with `resume`, those it began with.
@@ -74,9 +71,9 @@ def train(
     began -= training["elapsed"]
     out = out or new_run(RUNS, run.config.name)
     _write_beginning(out, run, command=command, resume=resume)
-    reached = anchor_coverage(run.train_set, run.config)
+    reached = reach(run.train_set, run.config).by_class
     yield Started(out, run, reached, training["history"])
-    yield from map(Noted, watch_start(reached, config=run.config))
+    yield from map(Noted, [*data_notes(run), *watch_start(reached, config=run.config)])
 
     found: Validation | None = None
     epochs = range(now.step // run.plan.steps, FOREVER if run.plan.seconds else run.plan.epochs)
@@ -113,24 +110,22 @@ def train(
         yield from map(Noted, overfit_verdict(run.val_set, found.detections, run.config, training["history"]))
 
 
+def data_notes(run: Run) -> list[str]:
+    """What should be said of the data; `tinydet check` says more."""
+    notes = [*run.train_set.notes, *run.val_set.notes, *tiny(run.train_set, run.config.image_size)]
+    if found := doubles(run.train_set):
+        notes.append(f"{found[0]}" + (f", and {len(found) - 1} more; tinydet check names them" if found[1:] else ""))
+    return notes if run.settings.overfit is not None else [*notes, *twins(run.train_set, run.val_set)]
+
+
 def ends_early(history: Sequence[dict[str, Any]], settings: TrainSettings) -> bool:
     """Whether a run has no reason to go on: all there is was learned by heart, or too many epochs were no better."""
     if not history:
         return False
-    if settings.overfit is not None and history[-1]["mean_moderate"] == 100:
+    if settings.overfit is not None and history[-1]["ap"] == 100:
         return True
     since = len(history) - 1 - history.index(best_row(history))
     return settings.early_stop is not None and since >= settings.early_stop
-
-
-def anchor_coverage(dataset: KittiDataset, config: ModelConfig) -> dict[str, float]:
-    """By class, the share of a data set's objects that some anchor overlaps by at least .5; nan without objects."""
-    scaled = [
-        boxes * fit_scale(size, config.image_size) for boxes, size in zip(dataset.boxes, dataset.sizes, strict=True)
-    ]
-    labels = torch.from_numpy(np.concatenate(dataset.labels))
-    reached = coverage(torch.from_numpy(np.concatenate(scaled)).float(), model_anchors(config)) >= 0.5
-    return {name: reached[labels == i].float().mean().item() for i, name in enumerate(config.classes)}
 
 
 def _score(run: Run, found: Validation) -> Scores:
@@ -150,15 +145,17 @@ def _row(run: Run, trained: Trained, found: Validation, *, epoch: int) -> dict[s
         step, total = trained.state.step, found.losses.total
         raise FloatingPointError(f"after step {step}: the validation loss is not finite ({total:g})")
     scores = _score(run, found)
+    number = headline(scores)
     return {
         "epoch": epoch,
         "step": trained.state.step,
         "lr": run.optimizer.param_groups[0]["lr"],
         "train": dict(zip(Losses._fields, trained.losses.tolist(), strict=True)),
         "val": {name: term.item() for name, term in found.losses._asdict().items()},
-        "mean_moderate": mean_moderate(scores),
-        "R40": scores["R40"],
-        "R11": scores["R11"],
+        "metric": number.metric,
+        "ap": number.ap,
+        "ap_by_class": number.by_class,
+        **{name: values for name, values in scores.items() if name != "n_gt"},
         "matches": dict(zip(run.config.classes, trained.matches.tolist(), strict=True)),
         "train_seconds": round(trained.seconds, 2),
         "wait_seconds": round(trained.waited, 2),

@@ -5,8 +5,8 @@ from typing import Any
 
 
 def standing(row: Mapping[str, Any]) -> tuple[float, float]:
-    """What epochs are compared by: mean Moderate R40, and where that is equal the lower validation loss."""
-    return row["mean_moderate"], -row["val"]["total"]
+    """What epochs are compared by: AP, as of `tinydet.score.headline`, and then the lower validation loss."""
+    return row["ap"], -row["val"]["total"]
 
 
 def best_row(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

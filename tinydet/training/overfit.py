@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from tinydet.data.dataset import DetectionDataset
 from tinydet.data.example import fit_scale
-from tinydet.data.kitti import KittiDataset
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig
@@ -35,7 +35,7 @@ def overfit_settings(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def overfit_frames(dataset: KittiDataset, count: int) -> tuple[KittiDataset, KittiDataset]:
+def overfit_frames(dataset: DetectionDataset, count: int) -> tuple[DetectionDataset, DetectionDataset]:
     """The first frames that hold an object: often enough for an epoch of `STEPS` steps, and once, to validate on.
 
     Raises:
@@ -51,7 +51,7 @@ def overfit_frames(dataset: KittiDataset, count: int) -> tuple[KittiDataset, Kit
 
 
 def overfit_verdict(
-    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, history: Sequence[dict[str, Any]]
+    dataset: DetectionDataset, detections: Sequence[Detections], config: ModelConfig, history: Sequence[dict[str, Any]]
 ) -> list[str]:
     """Whether the frames were learned by heart, and what is wrong with every object that was not, a line each.
 
@@ -61,7 +61,7 @@ def overfit_verdict(
         config: the model's.
         history: the rows of all epochs.
     """
-    count, steps, mean = len(dataset), history[-1]["step"], history[-1]["mean_moderate"]
+    count, steps, mean = len(dataset), history[-1]["step"], history[-1]["ap"]
     if mean == 100:
         return [f"overfit: everything in {count} pictures is found after {steps} steps; data and model go together"]
     faults = overfit_faults(dataset, detections, config)
@@ -74,7 +74,7 @@ def overfit_verdict(
 
 
 def overfit_faults(
-    dataset: KittiDataset, detections: Sequence[Detections], config: ModelConfig, *, score_threshold: float = 0.3
+    dataset: DetectionDataset, detections: Sequence[Detections], config: ModelConfig, *, score_threshold: float = 0.3
 ) -> list[str]:
     """What is wrong with each object that was not learned, a line each; lower scores are not taken for an answer."""
     faults = []

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tinydet.data.kitti import CLASSES
 from tinydet.errors import InputError
 from tinydet.model.config import MODELS, ModelConfig, model_config
 from tinydet.training.step import FREEZE, OPTIMIZERS, PRECISIONS
@@ -27,12 +26,17 @@ class TrainSettings:
     """What `tinydet train` can be told; saved with every checkpoint."""
 
     data: str
+    val: str | None = None
+    """Data to validate on, all of them; then all of `data` are trained on. A split of `data` when None."""
     model: str | None = None
     """Its name; that of the weights when None."""
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...] | None = None
+    """Their names; those of the data when None, as for `tinydet.data.opened.open_dataset`."""
     image_size: tuple[int, int] | None = None
     """(height, width); by the shape of the pictures when None."""
     anchor_scale: float | None = None
+    auto_size: bool = False
+    """Whether `tinydet.training.fit.best_input` decides both."""
     weights: str = "auto"
     """What to start from, as for `tinydet.weights.load.load_weights`."""
     class_map: tuple[tuple[str, str], ...] = ()
@@ -150,7 +154,9 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
     return dataclasses.replace(began, workers=given.workers, data=given.data)
 
 
-def fit_model(settings: TrainSettings, sizes: list[tuple[int, int]], *, base: ModelConfig) -> ModelConfig:
+def fit_model(
+    settings: TrainSettings, sizes: list[tuple[int, int]], *, classes: tuple[str, ...], base: ModelConfig
+) -> ModelConfig:
     """The model's config for a data set: its classes, its input size, its anchor scale.
 
     Where neither the settings nor an earlier run decided them, pictures more than twice as wide as high get 256x896
@@ -160,6 +166,7 @@ def fit_model(settings: TrainSettings, sizes: list[tuple[int, int]], *, base: Mo
     Args:
         settings: what was asked for goes first.
         sizes: (height, width) of the training pictures.
+        classes: of the data set.
         base: the config of the weights that the run starts from.
     """
     published = model_config(base.name)
@@ -167,7 +174,7 @@ def fit_model(settings: TrainSettings, sizes: list[tuple[int, int]], *, base: Mo
     wide = not fitted and float(np.median([width / height for height, width in sizes])) > 2
     return dataclasses.replace(
         base,
-        classes=settings.classes,
+        classes=classes,
         image_size=settings.image_size or ((256, 896) if wide else base.image_size),
         anchor_scale=settings.anchor_scale or (2.0 if wide else base.anchor_scale),
     )

@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from tinydet.data.kitti import KittiDataset
+from tinydet.data.dataset import DetectionDataset
 from tinydet.data.loader import train_batches, val_batches
+from tinydet.data.opened import open_dataset
 from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
 from tinydet.model.detect import model_anchors
 from tinydet.model.functional import Tensors
 from tinydet.training.batch_size import MOST, largest_batch, memory_limit, noise, peak_bytes
+from tinydet.training.fit import alternatives, best_input
 from tinydet.training.overfit import overfit_frames, overfit_settings
 from tinydet.training.schedule import Plan
 from tinydet.training.settings import TrainSettings, fit_crop, fit_model
@@ -42,8 +44,8 @@ class Run(NamedTuple):
     settings: TrainSettings
     """With the batch size that was found, where none was given."""
     config: ModelConfig
-    train_set: KittiDataset
-    val_set: KittiDataset
+    train_set: DetectionDataset
+    val_set: DetectionDataset
     weights: str
     """What the run began from: a file and what it is, or "random weights"."""
     report: Report | None
@@ -79,7 +81,7 @@ def start(
         InputError: the data, the settings or the folder are no good.
     """
     device = torch.device(device)
-    train_set, val_set = (KittiDataset(settings.data, split, classes=settings.classes) for split in ("train", "val"))
+    train_set, val_set = open_splits(settings)
     begin, report = _first_checkpoint(settings, train_set, out, resume=resume, device=device, progress=progress)
     config, training, model = begin.config, begin.training, skeleton(begin.config)
     now = State(begin.params, begin.buffers, begin.ema_params, begin.ema_buffers, training["step"])
@@ -126,6 +128,14 @@ def start(
     return Run(settings, config, train_set, val_set, training["weights"], report, *made), now, training
 
 
+def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDataset]:
+    """The data to train on and to validate on: two splits of one, or all of two."""
+    whole = settings.val is not None
+    train_set = open_dataset(settings.data, "all" if whole else "train", classes=settings.classes)
+    val_set = open_dataset(settings.val or settings.data, "all" if whole else "val", classes=train_set.classes)
+    return train_set, val_set
+
+
 def training_batches(
     run: Run, epochs: range, *, batch_size: int | None = None, workers: int | None = None
 ) -> DataLoader:
@@ -159,7 +169,7 @@ def validation_batches(run: Run) -> DataLoader:
 
 def _first_checkpoint(
     settings: TrainSettings,
-    train_set: KittiDataset,
+    train_set: DetectionDataset,
     out: Path | None,
     *,
     resume: bool,
@@ -175,7 +185,10 @@ def _first_checkpoint(
     if last is not None and last.exists():
         raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     weights = load_weights(settings.weights, model=settings.model, progress=progress)
-    config = fit_model(settings, train_set.sizes, base=weights.config)
+    config = fit_model(settings, train_set.sizes, classes=train_set.classes, base=weights.config)
+    if settings.auto_size:
+        best = best_input(alternatives(train_set, config))
+        config = dataclasses.replace(config, image_size=best.image_size, anchor_scale=best.anchor_scale)
     torch.manual_seed(settings.seed)
     params, buffers, report = fit_weights(weights, config, class_map=dict(settings.class_map))
     frozen = frozen_modules(skeleton(config), settings.freeze, known=report.taken)

@@ -46,7 +46,7 @@ def watch_start(coverage: Mapping[str, float], *, config: ModelConfig) -> list[s
 
     Args:
         coverage: by class, the share of the training objects that some anchor overlaps by at least .5, as of
-            `tinydet.train.anchor_coverage`; nan for a class without objects.
+            `tinydet.training.fit.reach`; nan for a class without objects.
         config: of the model that is trained.
     """
     low = [f"{share:.0%} of {name}" for name, share in coverage.items() if share < REACH]
@@ -101,26 +101,28 @@ def _finds_nothing(history: History, settings: TrainSettings) -> list[str]:
     losses = _totals(history, "train")
     if len(history) < PATIENCE or losses[-1] > FALL * losses[0]:
         return []
-    nothing = [name for name in history[-1]["R40"] if all(_best_ap(row, name) < NOTHING for row in history)]
-    others = {name: levels for name, levels in history[-1]["R40"].items() if name not in nothing}
-    some = any(levels["moderate"] >= SOMETHING for levels in others.values())
+    aps = history[-1]["ap_by_class"]
+    nothing = [name for name in aps if all(_best_ap(row, name) < NOTHING for row in history)]
+    others = [ap for name, ap in aps.items() if name not in nothing]
+    some = any(ap >= SOMETHING for ap in others)
     return nothing if some or not others else []
 
 
 def _best_ap(row: Mapping[str, Any], name: str) -> float:
-    """The highest AP of a class in an epoch, over the levels of either kind: R11 sees what is too little for R40."""
-    return max(ap for kind in ("R40", "R11") for ap in row[kind][name].values())
+    """The highest AP of a class in an epoch; KITTI's over the levels of either kind: R11 sees what R40 does not."""
+    kinds = [row[kind][name].values() for kind in ("R40", "R11") if kind in row]
+    return max(row["ap_by_class"][name], *(ap for kind in kinds for ap in kind))
 
 
 def _finds_nothing_line(names: list[str], history: History, settings: TrainSettings) -> str:
-    losses, aps = _totals(history, "train"), history[-1]["R40"]
+    losses, aps = _totals(history, "train"), history[-1]["ap_by_class"]
     falls = f"after {len(history)} epochs, though the training loss fell from {losses[0]:.3f} to {losses[-1]:.3f}"
     if len(names) == len(aps):
         late = "; from random weights it can also just take longer" if settings.weights == "none" else ""
         return f"AP is still 0 {falls}: are the class names and the order of the boxes right? {LOOK}{late}"
-    best = max(aps, key=lambda name: aps[name]["moderate"])
+    best = max(aps, key=lambda name: aps[name])
     return (
-        f"AP of {_listed(names)} is still 0 {falls} and {best} has {aps[best]['moderate']:.1f}: "
+        f"AP of {_listed(names)} is still 0 {falls} and {best} has {aps[best]:.1f}: "
         f"is the name in --classes right, and are there such objects to validate on? {LOOK}"
     )
 
