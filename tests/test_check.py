@@ -85,6 +85,10 @@ def test_every_error_is_named(tmp_path: Path) -> None:
     frames = {**FRAMES, "000001": [CAR, "Car 0 0", PEDESTRIAN, CAR.replace("60.00", "5.00")]}
     root = write_data(tmp_path, {**frames, "000004": [label_line("Car", (300, 10, 400, 40))], "000005": [CAR]})
     (root / "training/image_2/000005.png").write_bytes(b"")
+    whole = (root / "training/image_2/000002.png").read_bytes()
+    (root / "training/image_2/000002.png").write_bytes(whole[: len(whole) // 2])
+    write_frame(tmp_path / "training", "000077", [CAR])
+    (root / "training/image_2/000077.png").unlink()
     with open(root / "ImageSets/val.txt", "a") as file:
         file.write("000001\n000099\n")
     found = check(root, classes=CLASSES, fit=fit)
@@ -94,11 +98,14 @@ def test_every_error_is_named(tmp_path: Path) -> None:
         "label_2/000001.txt:4: x2 < x1 (5, 10)",
         "label_2/000004.txt:1: box 300 10 400 40 lies outside of its 200x60 picture",
         "000005.png: not a readable picture",
+        "000002.png: not a readable picture",
         "val.txt:3: frame '000001' was listed before",
         "val.txt:4: frame '000099' has no picture",
     ):
         assert len([error for error in errors if said in error]) == 1, (said, errors)
-    assert len(errors) == 6
+    assert len(errors) == 7
+    warnings = [problem.text for problem in found.problems if problem.level == "warning"]
+    assert f"{root / 'training/label_2'}: 1 labels have no picture (000077)" in warnings
     assert counts(found)[1] == ["pictures", "4", "2"]
 
 

@@ -18,7 +18,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from tests.kitti_folders import label_line, write_kitti
+from tests.test_data_coco import annotation, content, write_coco
+from tests.test_data_yolo import YAML, write_yolo
 from tinydet.cli import main
+from tinydet.data.coco import coco_json
+from tinydet.data.kitti import KittiDataset
 from tinydet.model.config import COCO_CLASSES
 from tinydet.weights import fetch
 from tinydet.weights.load import load_weights
@@ -200,6 +204,154 @@ def test_predict_writes_pictures_and_boxes(home: Path, tmp_path: Path, monkeypat
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 5
     assert len(list((out / "kitti").iterdir())) == len(list((out / "pictures").iterdir())) == 5
     assert "best.pt" in result.stdout
+
+
+def test_predict_from_standard_input(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    pictures = sorted((home / "kitti/training/image_2").iterdir())
+
+    def piped(content: bytes, out: Path) -> list[str]:
+        command = ["predict", "-", "--score", "0", "--out", str(out)]
+        result = CliRunner().invoke(main, command, input=content, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return [Path(json.loads(line)["image"]).name for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+    listed = "".join(f"{path}\n" for path in pictures[:2]).encode()
+    assert piped(listed, tmp_path / "list") == [path.name for path in pictures[:2]]
+    assert piped(pictures[0].read_bytes(), tmp_path / "picture") == ["stdin"]
+
+
+def test_predict_goes_on_over_what_it_cannot_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (tmp_path / "junk.png").write_bytes(b"not a picture")
+    good = home / "kitti/training/image_2/000000.png"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:3000])
+    command: list[str | Path] = ["predict", tmp_path / "junk.png", good, tmp_path / "gone.png", tmp_path / "cut.png"]
+    result = run(*command, "--score", "0", "--classes", "Car", "--tta", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    *errors, last = result.stderr.splitlines()
+    unreadable = [re.findall(r"/(\w+)\.png: not a readable picture", line) for line in errors]
+    assert unreadable == [["junk"], ["gone"], ["cut"]]
+    assert last == "3 pictures could not be read"
+    (line,) = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    assert {found["class"] for found in json.loads(line)["detections"]} == {"Car"}
+
+
+def test_predictions_of_a_coco_file_are_scored_by_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same detections by way of COCO files and by way of the KITTI folder."""
+    monkeypatch.chdir(home)
+    kitti = KittiDataset("kitti", "val", classes=("Car", "Pedestrian"))
+    (tmp_path / "gt.json").write_text(json.dumps(coco_json(kitti)))
+    options: list[str | Path] = [
+        "--score",
+        "0.01",
+        "--nms",
+        "soft",
+        "--coco",
+        tmp_path / "gt.json",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert run("predict", *kitti.paths, *options).exit_code == 0
+    ids = {one["image_id"] for one in json.loads((tmp_path / "out/coco.json").read_text())}
+    assert ids == {1, 2}
+    result = run("evaluate", tmp_path / "gt.json", "--predictions", tmp_path / "out/coco.json", "--json")
+    scores = json.loads(result.stdout)
+    assert set(scores) == {"stats", "per_class_AP"}
+    assert set(scores["per_class_AP"]) == {"1", "2"}
+    folder = json.loads(run("evaluate", "kitti", "--json").stdout)
+    assert scores["stats"] == pytest.approx(folder["stats"], abs=1e-3)
+    shown = run("evaluate", tmp_path / "gt.json", "--predictions", tmp_path / "out/coco.json").stdout
+    assert shown.startswith("COCO AP %")
+
+
+def test_evaluate_writes_a_report(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    result = run("evaluate", "kitti", "--report", tmp_path / "out.html")
+    assert result.exit_code == 0
+    assert "COCO AP %" in result.stdout
+    assert "<h2>Precision over recall</h2>" in (tmp_path / "out.html").read_text()
+    assert "--report" in refusal("evaluate", "kitti", "--predictions", tmp_path, "--report", tmp_path / "a.html")
+
+
+def test_check_says_what_is_there_and_what_is_wrong(home: Path, tmp_path: Path) -> None:
+    result = run("check", home / "kitti", "--classes", "Car,Pedestrian", "--html", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"KITTI: {home / 'kitti'}\n3 train frames")
+    assert "0 errors, " in result.stdout
+    assert "best: --size " in result.stdout
+    assert "<h2>What is wrong</h2>" in (tmp_path / "page.html").read_text()
+    write_kitti(tmp_path / "kitti", 5, lists=LISTS)
+    label = tmp_path / "kitti/training/label_2/000001.txt"
+    label.write_text(f"{label.read_text()}Car\n")
+    result = run("check", tmp_path / "kitti", "--classes", "Car,Pedestrian", "--size", "64x128", "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["errors"] == ["label_2/000001.txt:3: expected 15 fields, got 1 ('Car')"]
+    assert found["reach"]["image_size"] == [64, 128]
+    assert found["splits"]["val"]["pictures"] == 2
+
+
+def test_files_of_weights(home: Path, tmp_path: Path) -> None:
+    best = home / "runs/lite0-1/best.pt"
+    text = run("info", best).stdout
+    assert "classes   2: Car, Pedestrian" in text
+    assert f"trained   on {home / 'kitti'}, from efficientnet-lite0" in text
+    assert re.search(r"score     Moderate R40 \d+\.\d after epoch 1: Car ", text)
+    assert json.loads(run("info", best, "--json").stdout)["model"] == "lite0"
+    result = run("slim", best, "--out", tmp_path / "small.pt")
+    assert re.search(r"small\.pt, \d+\.\d MB of \d+\.\d MB", result.stdout)
+    assert "is there already" in refusal("slim", best, "--out", tmp_path / "small.pt")
+    small = run("evaluate", home / "kitti", "--weights", tmp_path / "small.pt", "--json")
+    assert small.stdout == run("evaluate", home / "kitti", "--weights", best, "--json").stdout
+
+
+def test_export_says_what_the_file_takes_and_gives(home: Path, tmp_path: Path) -> None:
+    picture = home / "kitti/training/image_2/000000.png"
+    command: list[str | Path] = [
+        "export",
+        home / "runs/lite0-1/best.pt",
+        "--format",
+        "torch",
+        "--picture",
+        picture,
+        "--score",
+        "0.01",
+    ]
+    result = run(*command, "--max-detections", "9", "--out", tmp_path / "a.pt2")
+    assert result.exit_code == 0, result.output
+    first, second, third = result.stdout.splitlines()
+    assert first.endswith("MB: images uint8[B 60 200 3] -> boxes, scores, labels")
+    assert second == "labels: 0 Car, 1 Pedestrian"
+    assert re.match(rf"tested on {picture}: \d objects; largest difference from the detector: boxes ", third)
+
+
+@pytest.mark.parametrize("kind", ["COCO", "YOLO"])
+def test_other_data_are_trained_on_and_scored(tmp_path: Path, kind: str) -> None:
+    if kind == "COCO":
+        images = [{"id": i, "file_name": f"{i}.png"} for i in range(6)]
+        annotations = [annotation(i, i, (3, 90)[i % 2], [10 + i, 10, 30, 30]) for i in range(6)]
+        data = write_coco(tmp_path / "coco/set.json", content(images=images, annotations=annotations))
+    else:
+        names = [f"{split}/{i}" for split in ("train", "val") for i in range(4)]
+        data = write_yolo(tmp_path / "yolo", YAML, {name: f"{i % 2} .5 .5 .4 .6" for i, name in enumerate(names)})
+    tiny = ["--model", "lite0", "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    result = run("train", data, *tiny, "--size", "auto", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"data      {kind}: [45] train pictures", result.stdout)
+    assert "input     320x320" not in result.stdout
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
+    assert row["metric"] == "COCO AP"
+    assert row["ap"] == pytest.approx(max(0, 100 * row["stats"][0]))
+    assert (tmp_path / "run/precision-recall.png").is_file()
+    scores = json.loads(run("evaluate", data, "--weights", tmp_path / "run/best.pt", "--json").stdout)
+    assert scores == {name: row[name] for name in ("stats", "per_class_AP")}
+    assert "COCO AP" in run("runs", tmp_path).stdout
+    again = run("train", data, *tiny, "--val", data, "--out", tmp_path / "whole")
+    assert again.exit_code == 0, again.output
+    assert re.search(r"data      \w+: (6 all pictures, those of|all 8 pictures that)", again.stdout)
 
 
 @pytest.fixture

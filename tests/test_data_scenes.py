@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -280,6 +280,7 @@ block = st.tuples(st.integers(-14, 14), st.integers(4, 40), st.integers(1, 6), s
 
 
 @settings(max_examples=80, deadline=None)
+@example([(-1, 4, 3, 1), (-2, 4, 1, 1)])  # one beside the other, the nearer on both sides of the middle
 @given(st.lists(block, min_size=2, max_size=8))
 def test_nothing_is_painted_before_what_it_hides(blocks):
     apart: list[tuple[int, int, int, int]] = []

@@ -74,6 +74,13 @@ def test_data_yaml_in_its_dialects(tmp_path: Path, yaml: str) -> None:
     assert YoloDataset(root).labels[0].tolist() == [0, 1]
 
 
+def test_labels_without_picture_are_said(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, YAML, LABELS)
+    (root / "labels/train/lost.txt").write_text("0 .5 .5 .1 .1\n")
+    (note,) = (note for note in YoloDataset(root).notes if "no picture" in note)
+    assert note == f"{root / 'labels/train'}: 1 label files have no picture (lost.txt)"
+
+
 def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, "train: images\nnames: [cat]", {f"{i:02d}": "0 .5 .5 .1 .1" for i in range(20)})
     train, val = (YoloDataset(root, split, seed=1) for split in ("train", "val"))

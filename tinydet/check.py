@@ -1,7 +1,10 @@
 """Check: what a data set holds, how well a model can reach it, and what is wrong with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from tinydet.model.config import ModelConfig
 from tinydet.page import gallery, items, page, paragraph, section, table
 from tinydet.training.fit import SIZES, Reach, alternatives, best_input, reach
 
+THREADS = 4  # that read pictures
 COUNT, WIDTH = 12, 900  # of the pictures of a split that the page shows; their width, in pixels
 
 
@@ -62,15 +66,17 @@ def check(
     *,
     val: str | PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
-    fit: Any,
+    fit: Callable[[DetectionDataset], ModelConfig],
     seed: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Check:
-    """Read all of a data set but its pixels, and go on over what is wrong.
+    """Read all of a data set, its pictures too, and go on over what is wrong.
 
     Args:
         data, classes, seed: as for `open_dataset`.
         val: data to validate on, all of them; a split of `data` when None.
         fit: gives the model's config for a data set.
+        progress: called with the number of pictures read, and of all.
 
     Raises:
         InputError: there is nothing to go on with: no data set, or a class that does not occur.
@@ -82,12 +88,17 @@ def check(
             problems.append(problem)
 
     train_set = open_dataset(data, "train" if val is None else "all", classes=classes, seed=seed, report=note)
-    config: ModelConfig = fit(train_set)
+    config = fit(train_set)
     sets = {"train": train_set}
     others = {"classes": train_set.classes, "seed": seed, "report": note}
     val_set = attempt(note, open_dataset, val or data, "val" if val is None else "all", **others)
     if val_set is not None:
         sets["val"] = val_set
+    paths = [path for one in sets.values() for path in one.paths]
+    with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
+        for done, _ in enumerate(pool.map(partial(attempt, note, _decoded), paths), start=1):
+            if progress:
+                progress(done, len(paths))
     found = alternatives(train_set, config)
     warnings = [text for one in sets.values() for text in (*one.notes, *doubles(one), *tiny(one, config.image_size))]
     warnings += twins(sets["train"], sets["val"]) if "val" in sets else []
@@ -99,6 +110,11 @@ def check(
         best=best_input(found),
         problems=[*problems, *(Problem("warning", text) for text in warnings)],
     )
+
+
+def _decoded(path: Path) -> None:
+    """Read a picture to its end, or raise InputError."""
+    read_image(path)
 
 
 def _part(dataset: DetectionDataset, config: ModelConfig) -> Part:

@@ -79,7 +79,10 @@ class Pipeline(nn.Module):
         super().__init__()
         config = weights.config
         self.network = fused_skeleton(config)
-        self.network.load_state_dict(fuse(weights.params, weights.buffers, config=config), assign=True)
+        fused = fuse(weights.params, weights.buffers, config=config)
+        # Training leaves kernels in an order of memory that torch.export.save takes for a part of something.
+        plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fused.items()}
+        self.network.load_state_dict(plain, assign=True)
         anchors = model_anchors(config)
         self.register_buffer("anchors", anchors)
         self.register_buffer("mean", 255 * torch.tensor(config.mean)[:, None, None])

@@ -195,7 +195,8 @@ def check(
     def fit(dataset: Any) -> Any:
         return fit_model(settings, dataset.sizes, classes=dataset.classes, base=base)
 
-    found = check(data, val=val, classes=classes, fit=fit)
+    with counting(lambda done: f"{done} pictures") as reading:
+        found = check(data, val=val, classes=classes, fit=fit, progress=reading)
     click.echo(json.dumps(plain(found)) if as_json else check_lines(found))
     if html is not None:
         html.write_text(as_page(found), encoding="utf-8")

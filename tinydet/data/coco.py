@@ -118,7 +118,7 @@ def _split(root: str | PathLike[str], *, split: str, seed: int, report: Report) 
     ids = list(file.images)
     if not ids:
         raise InputError(f"{shown(path)}: there are no images")
-    if split in files:
+    if split == "all" or split in files:
         return file, ids, f"{len(ids)} {split} pictures, those of {path}"
     rows, how = draw_split(len(ids), split=split, seed=seed)
     return file, [ids[row] for row in rows], f"{len(rows)} {split} pictures of {len(ids)} in {path}: {how}"

@@ -1,7 +1,7 @@
 """What every reader makes of its files: one split of a data set, pictures with boxes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -176,6 +176,12 @@ def label_of(classes: Sequence[str], extra: Mapping[str, int]) -> Callable[[str]
     """What gives a class name, in any case, its label; BACKGROUND where it is not among the classes or the `extra`."""
     known = {**extra, **{name.lower(): label for label, name in enumerate(classes)}}
     return lambda name: known.get(name.lower(), BACKGROUND)
+
+
+def left_over(what: str, names: Collection[str], folder: Path) -> list[str]:
+    """A sentence about things of a folder that have no picture, where there are any."""
+    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{folder}: {len(names)} {what} have no picture ({some})"] if names else []
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydet.data.dataset import DetectionDataset, Frame, check_classes, clip_boxes, draw_split, known_split, label_of
+from tinydet.data.dataset import (
+    DetectionDataset,
+    Frame,
+    check_classes,
+    clip_boxes,
+    draw_split,
+    known_split,
+    label_of,
+    left_over,
+)
 from tinydet.data.example import Example, read_size
 from tinydet.data.kitti_labels import KittiObjects, read_objects
 from tinydet.data.text import read_lines, shown
@@ -135,7 +144,13 @@ class KittiDataset(DetectionDataset):
             for name, one in zip(names, objects, strict=True)
         ]
         self.objects = [one for frame, one in read if frame]
-        super().__init__([frame for frame, _ in read if frame], classes=classes, split_note=note, transform=transform)
+        super().__init__(
+            [frame for frame, _ in read if frame],
+            classes=classes,
+            split_note=note,
+            notes=left_over("labels", labels.keys() - pictures.keys(), folder.labels),
+            transform=transform,
+        )
 
 
 def kitti_labels(types: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydet.data.dataset import DetectionDataset, Frame, check_named, clip_boxes, draw_split, known_split, label_of
+from tinydet.data.dataset import (
+    DetectionDataset,
+    Frame,
+    check_named,
+    clip_boxes,
+    draw_split,
+    known_split,
+    label_of,
+    left_over,
+)
 from tinydet.data.example import Example, read_size
 from tinydet.data.text import number, read_lines, read_text, shown
 from tinydet.errors import InputError, Report, attempt, stop
@@ -145,6 +154,9 @@ class YoloDataset(DetectionDataset):
             notes.append(
                 f"{bare} of {len(pictures)} {split} pictures have no label file: they count as without objects"
             )
+        pictured = {_label_file(picture) for some in folder.pictures.values() for picture in some}
+        for place in sorted({text.parent for text in texts}):
+            notes += left_over("label files", {one.name for one in place.glob("*.txt") if one not in pictured}, place)
         frames = [
             attempt(report, _frame, picture, text, label[labels], boxes)
             for picture, text, (labels, boxes) in zip(pictures, texts, read, strict=True)

@@ -122,12 +122,15 @@ def _balls(part: Balls, thing: Thing, camera: Camera, light: Light) -> tuple[Flo
 def far_to_near(things: Sequence[Thing]) -> list[Thing]:
     """Things in painting order: nothing before what it may hide.
 
-    One thing may hide another when it ends before the other begins, along z or away from the line of sight straight
-    ahead, and the other way of looking does not say the opposite. What is free to come next comes by distance.
+    One thing may hide another when it ends before the other begins, along z or, on the sides of the line of sight
+    straight ahead that both are on, away from that line, and the other way of looking does not say the opposite. What
+    is free to come next comes by distance.
     """
     low, high = np.moveaxis(np.array([_footprint(thing) for thing in things]), 1, 0)  # [N 2] each, x and z
-    aside = np.stack([np.maximum(np.maximum(low[:, 0], -high[:, 0]), 0), np.maximum(high[:, 0], -low[:, 0])])
-    before_x, before_z = aside[1][:, None] <= aside[0], high[:, 1][:, None] <= low[:, 1]
+    sides = [(low[:, 0].clip(0), high[:, 0].clip(0)), ((-high[:, 0]).clip(0), (-low[:, 0]).clip(0))]
+    both = [(near < far)[:, None] & (near < far) for near, far in sides]
+    apart = [~shared | (far[:, None] <= near) for (near, far), shared in zip(sides, both, strict=True)]
+    before_x, before_z = (both[0] | both[1]) & apart[0] & apart[1], high[:, 1][:, None] <= low[:, 1]
     hides = (before_x | before_z) & ~before_x.T & ~before_z.T
     order: list[int] = []
     left = set(range(len(things)))
