@@ -325,7 +325,7 @@ def test_export_says_what_the_file_takes_and_gives(home: Path, tmp_path: Path) -
     first, second, third = result.stdout.splitlines()
     assert first.endswith("MB: images uint8[B 60 200 3] -> boxes, scores, labels")
     assert second == "labels: 0 Car, 1 Pedestrian"
-    assert re.match(rf"tested on {picture}: \d objects; largest difference from the detector: boxes ", third)
+    assert re.match(rf"tested on {picture}: \d objects; largest difference from eager PyTorch: boxes ", third)
 
 
 @pytest.mark.parametrize("kind", ["COCO", "YOLO"])

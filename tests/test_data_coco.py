@@ -59,6 +59,7 @@ def test_ids_of_any_numbers_and_categories_by_name(tmp_path: Path) -> None:
     assert dataset.boxes[2].shape == (0, 4)
     assert dataset.objects[0].areas.tolist() == [500, 600]
     assert dataset.objects[0].boxes.tolist() == [[10, 10, 20, 30], [70, 50, 20, 30]]  # as written
+    assert dataset.places[0] == [f"{tmp_path.name}/a.json: annotation {i}" for i in (1, 2)]
     assert dataset.notes == ("no all picture holds bird",)
     assert dataset[0].image.shape == (60, 80, 3)
 

@@ -141,8 +141,9 @@ def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: st
     with pytest.raises(InputError, match=rf"labels/a\.txt:2.*{said}"):
         read_yolo(path, classes=2)
     errors: list[InputError] = []
-    labels, boxes = read_yolo(path, classes=2, report=errors.append)
-    assert (labels.tolist(), len(boxes), len(errors)) == ([1], 1, 1)
+    path.write_text(f"{line}\n1 .5 .5 .1 .1\n")
+    labels, boxes, lines = read_yolo(path, classes=2, report=errors.append)
+    assert (labels.tolist(), len(boxes), lines, len(errors)) == ([1], 1, [2], 1)
 
 
 def test_a_hair_outside_is_rounding(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_export_example(folder: Path, capsys: pytest.CaptureFixture[str], monkey
     command = ["export", "best.pt", "--format", "onnx", "--score", "0.02"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0
-    assert "largest difference from the detector" in result.stdout
+    assert "largest difference from eager PyTorch" in result.stdout
     capsys.readouterr()
     exec(EXAMPLES[2], {})
     assert len(capsys.readouterr().out.splitlines()) > 5

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.example import fit_scale, read_image, resample
+from tinydet.data.example import read_image, resample
 from tinydet.data.opened import open_dataset
 from tinydet.data.suspicious import doubles, tiny, twins
 from tinydet.draw import draw
@@ -120,8 +120,7 @@ def _decoded(path: Path) -> None:
 def _part(dataset: DetectionDataset, config: ModelConfig) -> Part:
     """What a split holds."""
     labels = np.concatenate(dataset.labels)
-    scaled = [box * fit_scale(size, config.image_size) for box, size in zip(dataset.boxes, dataset.sizes, strict=True)]
-    boxes = np.concatenate(scaled)
+    boxes = dataset.boxes_in(config.image_size)
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1) ** 0.5
     spread = {}
     for i, name in enumerate(dataset.classes):
@@ -188,7 +187,7 @@ def sizes(found: Check) -> list[list[str]]:
 
 
 def reaches(found: Check) -> list[list[str]]:
-    """The table of inputs and anchors, what training would have first, and a star at what to take."""
+    """The table of inputs and anchors, what training would have first, and which to take."""
     classes = [name for name, share in found.now.by_class.items() if share == share]
     rows = [["input", "anchor scale", *classes, *SIZES, ""]]
     for one, mark in [(found.now, "now"), *((one, "best" if one == found.best else "") for one in found.others)]:

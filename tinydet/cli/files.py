@@ -73,6 +73,6 @@ def export(
     else:
         boxes, scores, count = difference
         click.echo(
-            f"tested on {picture or 'a drawn picture'}: {count} objects; largest difference from the detector: "
+            f"tested on {picture or 'a drawn picture'}: {count} objects; largest difference from eager PyTorch: "
             f"boxes {boxes:.2g} pixels, scores {scores:.2g}"
         )

@@ -163,10 +163,11 @@ def _frame(
     for row in np.flatnonzero(gone & ~flat).tolist():
         where, box = f"{shown(file.path)}: annotation {objects.ids[row]}", objects.boxes[row].tolist()
         report(InputError(f"{where}: bbox {box} lies outside of its {size[1]}x{size[0]} picture"))
-    rows = (labels != BACKGROUND) & ~gone
+    rows = np.flatnonzero((labels != BACKGROUND) & ~gone)
     labels = np.where(objects.crowd, IGNORE, labels)
+    places = [f"{shown(file.path)}: annotation {objects.ids[row]}" for row in rows]
     lost = [objects.ids[row] for row in np.flatnonzero(flat)]
-    return Frame(Path(entry["file_name"]).stem, path, size, boxes[rows], labels[rows]), lost
+    return Frame(Path(entry["file_name"]).stem, path, size, boxes[rows], labels[rows], places), lost
 
 
 def coco_json(dataset: DetectionDataset) -> dict[str, Any]:

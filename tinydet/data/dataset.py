@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from tinydet.data.example import Example, read_image
+from tinydet.data.example import Example, fit_scale, read_image
+from tinydet.data.text import shown
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND
 
@@ -28,6 +29,8 @@ class Frame(NamedTuple):
     """float32[N 4], xyxy, original pixels, within the picture."""
     labels: np.ndarray
     """int64[N], class index or IGNORE."""
+    places: Sequence[str] = ()
+    """Where each of the N is written: the file, and the line or the number."""
 
 
 class DetectionDataset(Dataset[Example]):
@@ -41,12 +44,13 @@ class DetectionDataset(Dataset[Example]):
         sizes: (height, width) of each.
         boxes: float32[N 4] of each frame, xyxy, original pixels.
         labels: int64[N] of each frame, class index or IGNORE.
+        places: where each of the N is written.
         split_note: a sentence that says how the frames were chosen.
         notes: what else should be said of the files, a sentence each.
     """
 
     kind = "pictures"
-    per_frame: tuple[str, ...] = ("names", "paths", "sizes", "boxes", "labels")
+    per_frame: tuple[str, ...] = ("names", "paths", "sizes", "boxes", "labels", "places")
 
     def __init__(
         self,
@@ -57,11 +61,14 @@ class DetectionDataset(Dataset[Example]):
         notes: Sequence[str] = (),
         transform: Callable[[Example], Example] | None = None,
     ) -> None:
+        if not frames:
+            raise InputError(f"{split_note or 'the data set'}: no picture that can be used")
         self.names = [frame.name for frame in frames]
         self.paths = [frame.path for frame in frames]
         self.sizes = [frame.size for frame in frames]
         self.boxes = [frame.boxes for frame in frames]
         self.labels = [frame.labels for frame in frames]
+        self.places = [frame.places or [shown(frame.path)] * len(frame.labels) for frame in frames]
         self.classes, self.transform = tuple(classes), transform
         self.split_note, self.notes = split_note, tuple(notes)
 
@@ -75,8 +82,13 @@ class DetectionDataset(Dataset[Example]):
     @property
     def counts(self) -> dict[str, int]:
         """How many objects of each class there are."""
-        labels = np.concatenate(self.labels) if self.labels else np.zeros(0, np.int64)
+        labels = np.concatenate(self.labels)
         return {name: int((labels == i).sum()) for i, name in enumerate(self.classes)}
+
+    def boxes_in(self, image_size: tuple[int, int]) -> np.ndarray:
+        """The boxes of all frames end to end, float32[N 4], in pixels of a network's input of (height, width)."""
+        scales = [fit_scale(size, image_size) for size in self.sizes]
+        return np.concatenate([boxes * scale for boxes, scale in zip(self.boxes, scales, strict=True)])
 
     def __len__(self) -> int:
         return len(self.names)

@@ -164,12 +164,13 @@ def _frame(
 ) -> Frame:
     """A frame with its objects as clipped boxes and labels, the background left out."""
     size, labels = read_size(picture), kitti_labels(objects.types, classes)
+    places = [f"{shown(path)}:{line}" for line in objects.lines]
     boxes, empty = clip_boxes(objects.boxes, size)
     for row in np.flatnonzero(empty).tolist():
         box = " ".join(f"{side:g}" for side in objects.boxes[row])
-        report(InputError(f"{shown(path)}:{row + 1}: box {box} lies outside of its {size[1]}x{size[0]} picture"))
-    rows = (labels != BACKGROUND) & ~empty
-    return Frame(name, picture, size, boxes[rows], labels[rows])
+        report(InputError(f"{places[row]}: box {box} lies outside of its {size[1]}x{size[0]} picture"))
+    rows = np.flatnonzero((labels != BACKGROUND) & ~empty)
+    return Frame(name, picture, size, boxes[rows], labels[rows], [places[row] for row in rows])
 
 
 def _paired(

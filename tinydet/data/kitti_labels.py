@@ -25,6 +25,7 @@ class KittiObjects(NamedTuple):
         occluded: int64[N], 0..3, -1 where it does not apply.
         boxes: float64[N 4], xyxy, original pixels, not clipped.
         scores: float64[N] of a result file, None for labels.
+        lines: the number of each line, from 1.
     """
 
     types: list[str]
@@ -32,6 +33,7 @@ class KittiObjects(NamedTuple):
     occluded: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray | None
+    lines: Sequence[int] = ()
 
 
 def read_objects(path: str | PathLike[str], *, scored: bool = False, report: Report = stop) -> KittiObjects:
@@ -50,8 +52,9 @@ def read_objects(path: str | PathLike[str], *, scored: bool = False, report: Rep
         InputError: names the file, the line and the value.
     """
     lines = enumerate(read_lines(Path(path)), start=1)
-    read = [attempt(report, _object, line, where=f"{shown(path)}:{row}", scored=scored) for row, line in lines]
-    types, rows = [one[0] for one in read if one], [one[1] for one in read if one]
+    tried = {n: attempt(report, _object, line, where=f"{shown(path)}:{n}", scored=scored) for n, line in lines}
+    read = {n: one for n, one in tried.items() if one}
+    types, rows = [kind for kind, _ in read.values()], [values for _, values in read.values()]
     table = np.array(rows, dtype=np.float64).reshape(len(rows), len(FIELDS) - 1 - (not scored))
     return KittiObjects(
         types=types,
@@ -59,6 +62,7 @@ def read_objects(path: str | PathLike[str], *, scored: bool = False, report: Rep
         occluded=table[:, 1].astype(np.int64),
         boxes=table[:, 3:7],
         scores=table[:, -1] if scored else None,
+        lines=tuple(read),
     )
 
 

@@ -1,14 +1,13 @@
 """What may be wrong with a data set though every line of it can be read: a sentence for each cause."""
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.example import fit_scale, read_image
+from tinydet.data.example import read_image
 from tinydet.data.text import shown
 
 TINY = 4.0  # pixels of the input, a side that nothing can be recognised in
@@ -20,19 +19,19 @@ ALIKE = 12.0  # mean difference of thumbnails' grey, 0..255, below which two pic
 def doubles(dataset: DetectionDataset) -> list[str]:
     """Objects that are there more than once, a line each."""
     found = []
-    for path, boxes, labels in zip(dataset.paths, dataset.boxes, dataset.labels, strict=True):
-        rows = Counter((label, *box) for label, box in zip(labels.tolist(), boxes.tolist(), strict=True) if label >= 0)
-        for (label, *box), count in rows.items():
-            if count > 1:
-                where = " ".join(f"{side:g}" for side in box)
-                found.append(f"{shown(path)}: {count} times the same {dataset.classes[int(label)]}, {where}")
+    for boxes, labels, places in zip(dataset.boxes, dataset.labels, dataset.places, strict=True):
+        first: dict[tuple[float, ...], str] = {}
+        for label, box, place in zip(labels.tolist(), boxes.tolist(), places, strict=True):
+            before = first.setdefault((label, *box), place)
+            if label >= 0 and before != place:
+                found.append(f"{place}: the same {dataset.classes[label]} again as in {before}")
     return found
 
 
 def tiny(dataset: DetectionDataset, image_size: tuple[int, int]) -> list[str]:
     """Whether there are objects too small to be seen in an input of (height, width)."""
-    frames = zip(dataset.boxes, dataset.sizes, strict=True)
-    sides = np.concatenate([(boxes[:, 2:] - boxes[:, :2]) * fit_scale(size, image_size) for boxes, size in frames])
+    boxes = dataset.boxes_in(image_size)
+    sides = boxes[:, 2:] - boxes[:, :2]
     objects = np.concatenate(dataset.labels) >= 0
     small = int(((sides.min(axis=1, initial=np.inf) < TINY) & objects).sum())
     text = f"{small} of {objects.sum()} objects are less than {TINY:g} pixels wide or high in an input of "

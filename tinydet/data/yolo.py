@@ -146,7 +146,7 @@ class YoloDataset(DetectionDataset):
         pictures, note = _split(folder, split=split, seed=seed)
         texts = [_label_file(picture) for picture in pictures]
         read = [read_yolo(text, classes=len(folder.names), report=report) for text in texts]
-        occurring = [[folder.names[i] for i in labels.tolist()] for labels, _ in read]
+        occurring = [[folder.names[i] for i in labels.tolist()] for labels, *_ in read]
         notes = check_named(classes, folder.names, occurring, split=split)
         classes = folder.names if classes is None else tuple(classes)
         label = np.array([*map(label_of(classes, {}), folder.names)], dtype=np.int64)
@@ -158,8 +158,8 @@ class YoloDataset(DetectionDataset):
         for place in sorted({text.parent for text in texts}):
             notes += left_over("label files", {one.name for one in place.glob("*.txt") if one not in pictured}, place)
         frames = [
-            attempt(report, _frame, picture, text, label[labels], boxes)
-            for picture, text, (labels, boxes) in zip(pictures, texts, read, strict=True)
+            attempt(report, _frame, picture, text, label[labels], boxes, lines)
+            for picture, text, (labels, boxes, lines) in zip(pictures, texts, read, strict=True)
         ]
         super().__init__(
             [one for one in frames if one], classes=classes, split_note=note, notes=notes, transform=transform
@@ -193,7 +193,7 @@ def _label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_yolo(path: Path, *, classes: int, report: Report = stop) -> tuple[np.ndarray, np.ndarray]:
+def read_yolo(path: Path, *, classes: int, report: Report = stop) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """The objects of one picture.
 
     Args:
@@ -203,15 +203,16 @@ def read_yolo(path: Path, *, classes: int, report: Report = stop) -> tuple[np.nd
         report: of each line that is no object; if it returns, the line is left out.
 
     Returns:
-        int64[N] classes and float64[N 4] boxes, xyxy, as shares of the picture's width and height.
+        int64[N] classes; float64[N 4] boxes, xyxy, as shares of the picture's width and height; and N line numbers.
 
     Raises:
         InputError: names the file, the line and the value.
     """
     lines = enumerate(read_lines(path) if path.is_file() else [], start=1)
-    read = [attempt(report, _object, line, where=f"{shown(path)}:{row}", classes=classes) for row, line in lines]
-    labels, boxes = [one[0] for one in read if one], [one[1] for one in read if one]
-    return np.array(labels, np.int64), np.array(boxes, np.float64).reshape(-1, 4)
+    tried = {n: attempt(report, _object, line, where=f"{shown(path)}:{n}", classes=classes) for n, line in lines}
+    read = {n: one for n, one in tried.items() if one}
+    labels, boxes = [label for label, _ in read.values()], [box for _, box in read.values()]
+    return np.array(labels, np.int64), np.array(boxes, np.float64).reshape(-1, 4), list(read)
 
 
 def _object(line: str, *, where: str, classes: int) -> tuple[int, list[float]]:
@@ -241,10 +242,11 @@ def _box(values: list[float], *, where: str) -> list[float]:
     return box
 
 
-def _frame(picture: Path, text: Path, labels: np.ndarray, shares: np.ndarray) -> Frame:
+def _frame(picture: Path, text: Path, labels: np.ndarray, shares: np.ndarray, lines: list[int]) -> Frame:
     """A picture with its objects as clipped boxes in pixels, the background left out."""
     height, width = size = read_size(picture)
     boxes, empty = clip_boxes(shares * (width, height, width, height), size)
     if empty.any():
         raise InputError(f"{shown(text)}: {empty.sum()} boxes lie outside of their {width}x{height} picture")
-    return Frame(picture.stem, picture, size, boxes[labels != BACKGROUND], labels[labels != BACKGROUND])
+    rows = np.flatnonzero(labels != BACKGROUND)
+    return Frame(picture.stem, picture, size, boxes[rows], labels[rows], [f"{shown(text)}:{lines[i]}" for i in rows])

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.example import fit_scale
 from tinydet.model.config import ModelConfig
 from tinydet.ops.anchors import coverage_nearby
 
 REACHED = 0.5  # IoU, from which on an anchor takes an object
 ENOUGH = 0.92  # of the objects, the mean of the classes: KITTI's in 256x864; more cost more than it brought there
+ENOUGH_PICTURES = 5000  # to compare inputs by
 AREAS = (0.5, 0.75, 1, 1.5, 2, 3)  # of the model's own input
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 STEP = 32  # pixels, of the sides of an input
@@ -35,12 +35,10 @@ class Reach(NamedTuple):
 
 def reach(dataset: DetectionDataset, config: ModelConfig) -> Reach:
     """How well a model's anchors reach the objects of a data set."""
-    boxes = np.concatenate(
-        [box * fit_scale(size, config.image_size) for box, size in zip(dataset.boxes, dataset.sizes, strict=True)]
-    )
+    boxes = dataset.boxes_in(config.image_size)
     labels = np.concatenate(dataset.labels)
     shape: dict[str, Any] = {name: getattr(config, name) for name in ("octaves", "aspects", "levels")}
-    best = coverage_nearby(torch.from_numpy(boxes).float(), config.image_size, scale=config.anchor_scale, **shape)
+    best = coverage_nearby(torch.from_numpy(boxes), config.image_size, scale=config.anchor_scale, **shape)
     reached = best.numpy() >= REACHED
     areas, objects = (boxes[:, 2:] - boxes[:, :2]).prod(1), labels >= 0
     by_class = {name: _share(reached[labels == i]) for i, name in enumerate(config.classes)}
@@ -50,8 +48,12 @@ def reach(dataset: DetectionDataset, config: ModelConfig) -> Reach:
 
 
 def alternatives(dataset: DetectionDataset, config: ModelConfig) -> list[Reach]:
-    """For inputs of the pictures' shape, from small to large, the anchor scale that reaches most."""
+    """For inputs of the pictures' shape, from small to large, the anchor scale that reaches most.
+
+    Of a large data set some of the pictures are looked at.
+    """
     aspect = float(np.median([width / height for height, width in dataset.sizes]))
+    dataset = dataset.take(range(0, len(dataset), max(1, len(dataset) // ENOUGH_PICTURES)))
     found = []
     for image_size in input_sizes(config.image_size, aspect=aspect):
         tried = [
