@@ -18,7 +18,7 @@ from tinydet.data.loader import Batch, val_batches
 from tinydet.errors import InputError
 from tinydet.evaluate import Validation, score_weights, validate
 from tinydet.model.config import COCO_CLASSES, model_config
-from tinydet.model.detect import Detections, detect, model_anchors
+from tinydet.model.detect import VOTE, Detections, detect, model_anchors
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import normalize, state
 from tinydet.ops.assign import assign_batch
@@ -96,7 +96,8 @@ def by_hand(network: EfficientDet, batch: Batch) -> tuple[Losses, list[Detection
     outputs = network(normalize(batch.images, mean=CONFIG.mean, std=CONFIG.std))
     targets = assign_batch(batch.boxes, batch.labels, anchors)
     losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
-    return losses, detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, method="soft")
+    found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, method="soft", vote_threshold=VOTE)
+    return losses, found
 
 
 # One pass

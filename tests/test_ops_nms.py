@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinydet.ops.nms
-from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, weighted_boxes_fusion
+from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, vote, weighted_boxes_fusion
 
 
 def plain_nms(boxes, scores, labels, iou_threshold):
@@ -352,3 +352,36 @@ def test_fusion_of_a_single_source_changes_nothing(seed, count):
     torch.testing.assert_close(fused, boxes[order])
     torch.testing.assert_close(score, scores[order])
     assert torch.equal(label, labels[order])
+
+
+def plain_vote(boxes, scores, labels, keep, iou_threshold):
+    placed = []
+    for i in keep:
+        near = [labels[j] == labels[i] and plain_iou(boxes[i], boxes[j]) > iou_threshold for j in range(len(boxes))]
+        said = [j for j in range(len(boxes)) if j == i or near[j]]
+        total = sum(scores[j] for j in said)
+        placed.append([sum(scores[j] * boxes[j][side] for j in said) / total for side in range(4)])
+    return placed
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 40), st.sampled_from([0.3, 0.6]))
+def test_votes_are_their_definition(seed, count, iou_threshold):
+    """Of a batch of two, empty and inverted boxes among them."""
+    made = [scene(seed + i, count, broken=0.2) for i in range(2)]
+    scenes = [tensors(*one, torch.float64) for one in made]
+    boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
+    keep = torch.stack([torch.randperm(count)[: 1 + count // 2] for _ in range(2)])
+    placed = vote(boxes, scores, labels, keep, iou_threshold=iou_threshold)
+    for i, one in enumerate(made):
+        expected = plain_vote(*(field.tolist() for field in one), keep[i].tolist(), iou_threshold)
+        torch.testing.assert_close(placed[i], torch.tensor(expected, dtype=torch.float64))
+        single = vote(boxes[i], scores[i], labels[i], keep[i], iou_threshold=iou_threshold)
+        torch.testing.assert_close(single, placed[i])
+
+
+def test_votes_of_none():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert vote(torch.zeros(0, 4), torch.zeros(0), nothing, nothing).shape == (0, 4)
+    box = torch.tensor([[1.0, 2, 3, 4]])
+    assert vote(box, torch.zeros(1), torch.tensor([0]), torch.tensor([0])).tolist() == box.tolist()

@@ -29,7 +29,7 @@ from tinydet.ops.boxes import (
 from tinydet.ops.depthwise import depthwise_conv
 from tinydet.ops.fusion import METHODS, weighted_fusion
 from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
-from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, weighted_boxes_fusion
+from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, vote, weighted_boxes_fusion
 
 # torch itself scripts a few decompositions when forward-mode derivatives are first asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")
@@ -95,6 +95,7 @@ OTHER = {
     "soft_nms_best": (partial(soft_nms_best, max_detections=5), boxes(40), values(40).abs(), torch.arange(40) % 2),
     "coverage_nearby": (partial(coverage_nearby, image_size=(16, 24)), boxes(3, 5)[0]),
     "nms_in_steps": (partial(nms_in_steps, steps=4), boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1)),
+    "vote": (vote, boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1), torch.arange(3)[:, None] % 5),
     "weighted_boxes_fusion": (
         partial(weighted_boxes_fusion, count=2),
         *(boxes(40), values(40).abs(), torch.arange(40) % 2, torch.arange(40) // 20),

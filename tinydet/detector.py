@@ -14,7 +14,7 @@ from torch import Tensor
 from tinydet.data.example import Example, letterbox, picture_to_rgb, read_image
 from tinydet.data.loader import Batch, collate
 from tinydet.errors import InputError
-from tinydet.model.detect import METHODS, Detections, detect, model_anchors
+from tinydet.model.detect import METHODS, VOTE, Detections, detect, model_anchors
 from tinydet.model.efficientdet import Outputs
 from tinydet.model.functional import normalize
 from tinydet.model.fuse import network
@@ -150,7 +150,7 @@ class Detector:
                 unasked = torch.tensor(others, device=self._device)
                 outputs = outputs._replace(logits=outputs.logits.index_fill(2, unasked, -torch.inf))
             anchors = self._anchors((batch.images.shape[-2], batch.images.shape[-1]))
-            one = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)  # type: ignore[arg-type]
+            one = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, vote_threshold=VOTE, **settings)  # type: ignore[arg-type]
             one = [Detections(*(field.cpu() for field in picture)) for picture in one]
             if mirrored:
                 one = [_mirrored(picture, int(size[1])) for picture, size in zip(one, view.sizes, strict=True)]

@@ -11,7 +11,7 @@ from tinydet.data.dataset import DetectionDataset
 from tinydet.data.loader import Batch, val_batches
 from tinydet.data.opened import open_dataset
 from tinydet.model.config import COCO_CLASSES, ModelConfig
-from tinydet.model.detect import Detections, detect, model_anchors
+from tinydet.model.detect import VOTE, Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, normalize
 from tinydet.model.fuse import network
 from tinydet.ops.assign import assign_nearby
@@ -32,7 +32,7 @@ class Validation(NamedTuple):
 
 @torch.inference_mode()
 def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, config: ModelConfig) -> Validation:
-    """Loss and detections of every picture in one pass, with the soft suppression of the published AP.
+    """Loss and detections of every picture in one pass, with soft suppression and votes on boxes.
 
     Args:
         params, buffers: weights of a whole detector; they decide the device.
@@ -54,7 +54,9 @@ def validate(params: Tensors, buffers: Tensors, batches: Iterable[Batch], *, con
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(images)
         count += len(images)
-        found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales.to(device), method="soft")
+        found = detect(
+            outputs, anchors, sizes=batch.sizes, scales=batch.scales.to(device), method="soft", vote_threshold=VOTE
+        )
         detections += [Detections(*(field.cpu() for field in one)) for one in found]
     return Validation(Losses(*(total / max(count, 1))), detections)
 

@@ -18,10 +18,10 @@ from tinydet.data.example import fit_scale, read_image
 from tinydet.data.scenes import draw_scene
 from tinydet.errors import InputError
 from tinydet.files import replacing
-from tinydet.model.detect import model_anchors
+from tinydet.model.detect import VOTE, model_anchors
 from tinydet.model.fuse import fuse, fused_skeleton
-from tinydet.ops.boxes import decode
-from tinydet.ops.nms import nms_in_steps
+from tinydet.ops.boxes import clip, decode
+from tinydet.ops.nms import nms_in_steps, vote
 from tinydet.weights.formats import Weights
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -113,15 +113,13 @@ class Pipeline(nn.Module):
         boxes = (
             decode(deltas.gather(1, rows), self.anchors.expand(images.shape[0], -1, -1).gather(1, rows)) / self.scale
         )
-        height, width = self.picture
-        boxes = torch.stack([side.clamp(0, (width, height)[i % 2]) for i, side in enumerate(boxes.unbind(2))], dim=2)
+        boxes = clip(boxes, self.picture)
         scores = top.sigmoid()
         scores = torch.where(scores >= self.score_threshold, scores, 0)
         labels = pairs % classes
-        keep, scores = nms_in_steps(boxes, scores, labels, steps=min(self.max_detections, self.candidates))
-        boxes = boxes.gather(1, keep[..., None].expand(-1, -1, 4))
-        found = scores > 0
-        return torch.where(found[..., None], boxes, 0), scores, torch.where(found, labels.gather(1, keep), -1)
+        keep, kept = nms_in_steps(boxes, scores, labels, steps=min(self.max_detections, self.candidates))
+        placed, found = clip(vote(boxes, scores, labels, keep, iou_threshold=VOTE), self.picture), kept > 0
+        return torch.where(found[..., None], placed, 0), kept, torch.where(found, labels.gather(1, keep), -1)
 
     def _letterboxed(self, images: Tensor) -> Tensor:
         """float32[B 3 h w], 0..255: the pictures in the network's input."""
