@@ -68,7 +68,7 @@ def test_everything_is_counted(found: Check) -> None:
 
 def test_inputs_are_compared_and_one_is_the_best(found: Check) -> None:
     head, now, *others = reaches(found)
-    assert head[:4] == ["input", "anchor scale", "Car", "Pedestrian"]
+    assert head[:5] == ["input", "anchor scale", "mean", "Car", "Pedestrian"]
     assert (now[:2], now[-1]) == (["256x896", "2"], "now")
     assert [row[-1] for row in others].count("best") == 1
     assert found.best in found.others

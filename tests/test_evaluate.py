@@ -15,8 +15,9 @@ from tests.checkpoints import weights_of
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, val_batches
+from tinydet.detector import Detector
 from tinydet.errors import InputError
-from tinydet.evaluate import Validation, score_weights, validate
+from tinydet.evaluate import Validation, detect_in, score_weights, validate
 from tinydet.model.config import COCO_CLASSES, model_config
 from tinydet.model.detect import VOTE, Detections, detect, model_anchors
 from tinydet.model.efficientdet import EfficientDet
@@ -200,6 +201,16 @@ def test_weights_score_what_training_said(folder: Path, run: tuple[Path, dict]) 
             name: values for name, values in scores.items() if name != "n_gt"
         }
     assert row["ap"] == headline(scores).ap > 0  # it hits something, so the numbers do say something
+
+
+@forks
+def test_several_views_are_those_of_the_detector(folder: Path, run: tuple[Path, dict]) -> None:
+    weights = load_detector(run[0] / "best.pt")
+    dataset, found = detect_in(folder, weights, split="val", batch_size=4, tta=True)
+    expected = Detector(weights)(dataset.paths, tta=True, score_threshold=0.01, method="soft")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-3, atol=1e-5)
+    assert score_weights(folder, weights, split="val", batch_size=4, tta=True) == score_detections(dataset, found)
 
 
 @forks

@@ -2,8 +2,9 @@
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
 `model`, `training`, which is the inside of `train`, on all of them. The verbs go one way among themselves: `draw` <-
-`evaluate` <- {`train`, `predict`, `export`}; `plots` <- `pictures` show what `train` says, `runs` what it left. All
-else that imports a verb is the command line, `cli`. Within a wing the files go one way. `tinydet/__init__.py` may name
+`prediction` <- `detector` <- {`predict`, `evaluate` <- `train`}, `score` <- `evaluate`; {`page`, `score`, `mistakes`} <-
+`report`, `page` <- `check`; `plots` <- `pictures` show what `train` says, `runs` what it left. All else that imports a
+verb is the command line, `cli`. Within a wing the files go one way. `tinydet/__init__.py` may name
 anything but the command line.
 """
 
@@ -48,7 +49,7 @@ PLAN = {
     "weights": Room(f"{LEAVES} model", "torch safetensors"),
     "draw": Room(WINGS, "numpy torch PIL"),
     "score": Room(WINGS, "numpy"),
-    "evaluate": Room(f"{WINGS} draw score", "numpy torch"),
+    "evaluate": Room(f"{WINGS} draw score prediction detector", "numpy torch"),
     "training": Room(f"{WINGS}", "numpy torch"),
     "train": Room(f"{WINGS} training draw score evaluate", "numpy torch"),
     "prediction": Room(f"{WINGS} draw", "numpy torch PIL"),

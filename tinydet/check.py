@@ -20,6 +20,7 @@ from tinydet.model.config import ModelConfig
 from tinydet.page import gallery, items, page, paragraph, section, table
 from tinydet.training.fit import SIZES, Reach, alternatives, best_input, reach
 
+MOST_CLASSES = 6  # that have columns of their own
 THREADS = 4  # that read pictures
 COUNT, WIDTH = 12, 900  # of the pictures of a split that the page shows; their width, in pixels
 
@@ -189,9 +190,10 @@ def sizes(found: Check) -> list[list[str]]:
 def reaches(found: Check) -> list[list[str]]:
     """The table of inputs and anchors, what training would have first, and which to take."""
     classes = [name for name, share in found.now.by_class.items() if share == share]
-    rows = [["input", "anchor scale", *classes, *SIZES, ""]]
+    classes = classes if len(classes) <= MOST_CLASSES else []
+    rows = [["input", "anchor scale", "mean", *classes, *SIZES, ""]]
     for one, mark in [(found.now, "now"), *((one, "best" if one == found.best else "") for one in found.others)]:
-        shares = [*(one.by_class[name] for name in classes), *one.by_size.values()]
+        shares = [one.mean, *(one.by_class[name] for name in classes), *one.by_size.values()]
         shown_shares = [f"{share:.0%}" if share == share else "-" for share in shares]
         rows.append(["x".join(map(str, one.image_size)), f"{one.anchor_scale:g}", *shown_shares, mark])
     return rows

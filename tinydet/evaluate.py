@@ -1,6 +1,7 @@
 """Evaluate: what a detector finds in a data set, and how good that is."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from tinydet.data.dataset import DetectionDataset
+from tinydet.data.example import read_image
 from tinydet.data.loader import Batch, val_batches
 from tinydet.data.opened import open_dataset
+from tinydet.detector import Detector
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.detect import VOTE, Detections, detect, model_anchors
 from tinydet.model.functional import Tensors, normalize
@@ -69,6 +72,7 @@ def detect_in(
     batch_size: int,
     classes: Sequence[str] | None = None,
     class_map: Mapping[str, str] | None = None,
+    tta: bool = False,
 ) -> tuple[DetectionDataset, list[Detections]]:
     """What a detector finds in a split of a data set, computed where the weights are.
 
@@ -79,6 +83,7 @@ def detect_in(
         batch_size: pictures at a time.
         classes: what to score; when None what the weights find, or for a detector of COCO's classes those of the data.
         class_map: names of classes to the names that the weights have for them, as for `fit_weights`.
+        tta: as for `tinydet.detector.Detector.detect`.
 
     Returns:
         The data set, and the detections in each of its pictures, in original pixels.
@@ -94,6 +99,9 @@ def detect_in(
     if classes is None:
         weights = with_classes(weights, dataset.classes, class_map=class_map)
     config = weights.config
+    if tta:
+        look = partial(Detector(weights).detect, tta=True, score_threshold=0.01, method="soft")
+        return dataset, [look([read_image(path)])[0] for path in dataset.paths]
     batches = val_batches(dataset, config.image_size, batch_size=batch_size, workers=1, fill=config.fill)
     return dataset, validate(weights.params, weights.buffers, batches, config=config).detections
 

@@ -94,5 +94,5 @@ def load(weights: str, *, model: str | None, device: str) -> Any:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """EfficientDet: train on a KITTI folder, measure, predict."""
+    """EfficientDet: train on your pictures, measure, predict, export."""
     keep_freed_memory()

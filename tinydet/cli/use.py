@@ -39,6 +39,7 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
 @click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val", "all"]), help="Of DATA.")
 @click.option("--classes", type=Names(), help="What to score; what the weights find, or what DATA has.")
 @click.option("--batch-size", default=8, show_default=True, help="Pictures at a time.")
+@click.option("--tta", is_flag=True, help="Look at each picture mirrored and larger too; five times the work.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with curves and the worst mistakes too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @device_option
@@ -52,6 +53,7 @@ def evaluate(
     split: str,
     classes: tuple[str, ...] | None,
     batch_size: int,
+    tta: bool,
     report: Path | None,
     as_json: bool,
     device: str,
@@ -75,7 +77,12 @@ def evaluate(
     else:
         detector = load(weights, model=model, device=device)
         dataset, found = detect_in(
-            data, detector, split=split, batch_size=batch_size, classes=classes, class_map=dict(class_map)
+            *(data, detector),
+            split=split,
+            batch_size=batch_size,
+            classes=classes,
+            class_map=dict(class_map),
+            tta=tta,
         )
         scores = score_detections(dataset, found)
         if report is not None:
