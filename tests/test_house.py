@@ -2,9 +2,9 @@
 
 Wings go from the ground up, `ops`, `data` and `metrics` knowing nothing of each other, `model` on `ops`, `weights` on
 `model`, `training`, which is the inside of `train`, on all of them. The verbs go one way among themselves: `draw` <-
-`prediction` <- `detector` <- {`predict`, `evaluate` <- `train`}, `score` <- `evaluate`; {`page`, `score`, `mistakes`} <-
-`report`, `page` <- `check`; `plots` <- `pictures` show what `train` says, `runs` what it left. All else that imports a
-verb is the command line, `cli`. Within a wing the files go one way. `tinydet/__init__.py` may name
+`prediction` <- `detector` <- {`predict`, `evaluate` <- `train`} and `score` <- `evaluate`; {`page`, `score`,
+`mistakes`} <- `report` and `page` <- `check`; `plots` <- `pictures` show what `train` says, `runs` what it left. All
+else that imports a verb is the command line, `cli`. Within a wing the files go one way. `tinydet/__init__.py` may name
 anything but the command line.
 """
 
