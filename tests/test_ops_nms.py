@@ -369,12 +369,12 @@ def plain_vote(boxes, scores, labels, keep, iou_threshold):
 def test_votes_are_their_definition(seed, count, iou_threshold):
     """Of a batch of two, empty and inverted boxes among them."""
     made = [scene(seed + i, count, broken=0.2) for i in range(2)]
-    scenes = [tensors(*one, torch.float64) for one in made]
+    scenes = [tensors(a, b, c, torch.float64) for a, b, c in made]
     boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
     keep = torch.stack([torch.randperm(count)[: 1 + count // 2] for _ in range(2)])
     placed = vote(boxes, scores, labels, keep, iou_threshold=iou_threshold)
-    for i, one in enumerate(made):
-        expected = plain_vote(*(field.tolist() for field in one), keep[i].tolist(), iou_threshold)
+    for i, (a, b, c) in enumerate(made):
+        expected = plain_vote(a.tolist(), b.tolist(), c.tolist(), keep[i].tolist(), iou_threshold)
         torch.testing.assert_close(placed[i], torch.tensor(expected, dtype=torch.float64))
         single = vote(boxes[i], scores[i], labels[i], keep[i], iou_threshold=iou_threshold)
         torch.testing.assert_close(single, placed[i])
