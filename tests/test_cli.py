@@ -346,8 +346,11 @@ def test_other_data_are_trained_on_and_scored(tmp_path: Path, kind: str) -> None
     assert row["metric"] == "COCO AP"
     assert row["ap"] == pytest.approx(max(0, 100 * row["stats"][0]))
     assert (tmp_path / "run/precision-recall.png").is_file()
-    scores = json.loads(run("evaluate", data, "--weights", tmp_path / "run/best.pt", "--json").stdout)
-    assert scores == {name: row[name] for name in ("stats", "per_class_AP")}
+    result = run("evaluate", data, "--weights", tmp_path / "run/best.pt", "--split", "val", "--json")
+    assert json.loads(result.stdout) == {name: row[name] for name in ("stats", "per_class_AP")}
+    assert re.match(rf"{kind}: \d val pictures", result.stderr)
+    result = run("evaluate", data, "--weights", tmp_path / "run/best.pt")
+    assert result.stderr.startswith("COCO: 6 all pictures" if kind == "COCO" else "YOLO: 4 val pictures")
     assert "COCO AP" in run("runs", tmp_path).stdout
     again = run("train", data, *tiny, "--val", data, "--out", tmp_path / "whole")
     assert again.exit_code == 0, again.output

@@ -36,7 +36,11 @@ def scenes(directory: Path, train: int, val: int, seed: int) -> None:
     type=click.Path(path_type=Path),
     help="Score this folder of KITTI result files instead, or this JSON file of COCO results.",
 )
-@click.option("--split", default="val", show_default=True, type=click.Choice(["train", "val", "all"]), help="Of DATA.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "all"]),
+    help="Of DATA; val when left out, but all of a single file of annotations.",
+)
 @click.option("--classes", type=Names(), help="What to score; what the weights find, or what DATA has.")
 @click.option("--batch-size", default=8, show_default=True, help="Pictures at a time.")
 @click.option("--tta", is_flag=True, help="Look at each picture mirrored and larger too; five times the work.")
@@ -50,7 +54,7 @@ def evaluate(
     model: str | None,
     class_map: tuple,
     predictions: Path | None,
-    split: str,
+    split: str | None,
     classes: tuple[str, ...] | None,
     batch_size: int,
     tta: bool,
@@ -68,6 +72,7 @@ def evaluate(
     from tinydet.report import report_page
     from tinydet.score import score_detections, score_files
 
+    split = split or ("all" if data.suffix == ".json" else "val")
     if predictions is not None:
         if weights != "auto" or report:
             raise InputError("--predictions goes neither with --weights nor with --report, which need a detector")
@@ -84,6 +89,7 @@ def evaluate(
             class_map=dict(class_map),
             tta=tta,
         )
+        click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         scores = score_detections(dataset, found)
         if report is not None:
             report.write_text(report_page(dataset, found, source=detector.source), encoding="utf-8")
