@@ -110,9 +110,8 @@ class Pipeline(nn.Module):
         classes = logits.shape[2]
         top, pairs = logits.flatten(1).topk(self.candidates, dim=1)
         rows = (pairs // classes)[..., None].expand(-1, -1, 4)
-        boxes = (
-            decode(deltas.gather(1, rows), self.anchors.expand(images.shape[0], -1, -1).gather(1, rows)) / self.scale
-        )
+        anchors = self.anchors.expand(images.shape[0], -1, -1).gather(1, rows)
+        boxes = decode(deltas.gather(1, rows), anchors) / self.scale
         boxes = clip(boxes, self.picture)
         scores = top.sigmoid()
         scores = torch.where(scores >= self.score_threshold, scores, 0)
