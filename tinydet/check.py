@@ -37,8 +37,6 @@ class Part(NamedTuple):
     """What a split holds."""
 
     dataset: DetectionDataset
-    objects: dict[str, int]
-    """How many of each class."""
     ignored: int
     """Regions that are left alone."""
     empty: int
@@ -130,7 +128,6 @@ def _part(dataset: DetectionDataset, config: ModelConfig) -> Part:
             spread[name] = (low, middle, high)
     return Part(
         dataset=dataset,
-        objects=dataset.counts,
         ignored=int((labels == IGNORE).sum()),
         empty=sum(not (one != IGNORE).any() for one in dataset.labels),
         sides=spread,
@@ -153,7 +150,7 @@ def as_json(found: Check) -> dict[str, Any]:
                 "pictures": len(part.dataset),
                 "without_objects": part.empty,
                 "ignore_regions": part.ignored,
-                "objects": part.objects,
+                "objects": part.dataset.counts,
                 "sides": part.sides,
             }
             for name, part in found.parts.items()
@@ -168,10 +165,10 @@ def as_json(found: Check) -> dict[str, Any]:
 
 def counts(found: Check) -> list[list[str]]:
     """The table of what the splits hold, its head first."""
-    classes = list(next(iter(found.parts.values())).objects)
+    held = [part.dataset.counts for part in found.parts.values()]
     rows = [["", *found.parts]]
     rows += [["pictures", *(str(len(part.dataset)) for part in found.parts.values())]]
-    rows += [[name, *(str(part.objects[name]) for part in found.parts.values())] for name in classes]
+    rows += [[name, *(str(one[name]) for one in held)] for name in held[0]]
     rows += [["ignore regions", *(str(part.ignored) for part in found.parts.values())]]
     return [*rows, ["pictures without objects", *(str(part.empty) for part in found.parts.values())]]
 

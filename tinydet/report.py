@@ -12,7 +12,7 @@ from tinydet.metrics.coco import STATS
 from tinydet.mistakes import KINDS, Mistake, mistakes
 from tinydet.model.detect import Detections
 from tinydet.page import curves, gallery, page, paragraph, section, table
-from tinydet.score import Scores, headline, pr_curves, score_detections
+from tinydet.score import Scores, headline, percent, pr_curves, score_detections
 
 SHOWN = 12  # pictures of each kind of mistake
 VIEW = 3.0  # how much of the picture is shown, in sizes of the box
@@ -70,13 +70,9 @@ def score_tables(scores: Scores) -> list[str]:
         head = ["KITTI AP, %", *(f"{kind} {level}" for kind, level in columns)]
         rows = [[name, *(f"{scores[kind][name][level]:.2f}" for kind, level in columns)] for name in scores["R40"]]
         tables.append(table([head, *rows]))
-    tables.append(table([["COCO, %", *STATS], ["all classes", *map(_percent, scores["stats"])]]))
-    tables.append(table([["COCO AP, %", ""], *([name, _percent(ap)] for name, ap in scores["per_class_AP"].items())]))
+    tables.append(table([["COCO, %", *STATS], ["all classes", *map(percent, scores["stats"])]]))
+    tables.append(table([["COCO AP, %", ""], *([name, percent(ap)] for name, ap in scores["per_class_AP"].items())]))
     return tables
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}" if share >= 0 else "-"
 
 
 def _lines(dataset: DetectionDataset, detections: Sequence[Detections]) -> dict[str, dict[str, np.ndarray]]:

@@ -57,6 +57,11 @@ def headline(scores: Scores) -> Headline:
     return Headline("Moderate R40", float(np.mean(counted)) if counted else 0.0, by_class)
 
 
+def percent(share: float) -> str:
+    """One of COCO's numbers, as it is shown; a dash where it is undefined."""
+    return f"{100 * share:.2f}" if share >= 0 else "-"
+
+
 def score_detections(dataset: DetectionDataset, detections: Sequence[Detections]) -> Scores:
     """AP of detections in original pixels, one for each frame of a data set and labelled by its classes."""
     scores = _by_name(coco_curves(dataset, detections), dataset.classes)

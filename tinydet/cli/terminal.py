@@ -6,7 +6,7 @@ from typing import Any
 from tinydet.check import Check, counts, reaches, sizes
 from tinydet.metrics.coco import STATS
 from tinydet.runs import MOST_CLASSES, aligned
-from tinydet.score import Scores
+from tinydet.score import Scores, percent
 from tinydet.training.events import Started
 from tinydet.training.settings import TrainSettings, fit_crop
 from tinydet.weights.load import Report
@@ -21,15 +21,11 @@ def ap_table(scores: Scores) -> str:
 
 def coco_table(scores: Scores) -> str:
     """COCO's twelve numbers and the AP of every class, in percent; a dash where there is nothing to be found."""
-    ap, ar = ([_percent(value) for value in scores["stats"][6 * row : 6 * row + 6]] for row in (0, 1))
+    ap, ar = ([percent(value) for value in scores["stats"][6 * row : 6 * row + 6]] for row in (0, 1))
     heads = [[name.removeprefix(kind) or "mean" for name in STATS if name.startswith(kind)] for kind in ("AP", "AR")]
     lines = aligned([["COCO AP %", *heads[0]], ["", *ap], ["COCO AR %", *heads[1]], ["", *ar]])
-    by_class = aligned([[f"{name} AP", _percent(one)] for name, one in scores["per_class_AP"].items()])
+    by_class = aligned([[f"{name} AP", percent(one)] for name, one in scores["per_class_AP"].items()])
     return "\n".join([*lines, *by_class])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}" if share >= 0 else "-"
 
 
 def kitti_table(scores: Scores) -> str:
