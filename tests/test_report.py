@@ -45,7 +45,7 @@ def found(dataset: KittiDataset) -> list[Detections]:
 
 @pytest.fixture(scope="module")
 def text(dataset: KittiDataset, found: list[Detections]) -> str:
-    return report_page(dataset, found, source="best.pt <of a test>")
+    return report_page(dataset, found, score_detections(dataset, found), source="best.pt <of a test>")
 
 
 def test_the_numbers_are_those_of_the_scores(dataset: KittiDataset, found: list[Detections], text: str) -> None:

@@ -12,7 +12,7 @@ from tinydet.metrics.coco import STATS
 from tinydet.mistakes import KINDS, Mistake, mistakes
 from tinydet.model.detect import Detections
 from tinydet.page import curves, gallery, page, paragraph, section, table
-from tinydet.score import Scores, headline, percent, pr_curves, score_detections
+from tinydet.score import Scores, headline, percent, pr_curves
 
 SHOWN = 12  # pictures of each kind of mistake
 VIEW = 3.0  # how much of the picture is shown, in sizes of the box
@@ -29,6 +29,7 @@ ADVICE = {
 def report_page(
     dataset: DetectionDataset,
     detections: Sequence[Detections],
+    scores: Scores,
     *,
     source: str,
     score_threshold: float = 0.3,
@@ -38,10 +39,10 @@ def report_page(
     Args:
         dataset: what was looked at.
         detections: of each picture, in original pixels.
+        scores: theirs, from `tinydet.score.score_detections`.
         source: what detector this is, for people.
         score_threshold: of the detections that mistakes are looked for in.
     """
-    scores = score_detections(dataset, detections)
     number = headline(scores)
     found, confusion = mistakes(dataset, detections, score_threshold=score_threshold)
     parts = [

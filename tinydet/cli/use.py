@@ -92,7 +92,7 @@ def evaluate(
         click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         scores = score_detections(dataset, found)
         if report is not None:
-            report.write_text(report_page(dataset, found, source=detector.source), encoding="utf-8")
+            report.write_text(report_page(dataset, found, scores, source=detector.source), encoding="utf-8")
             click.echo(f"report in {report}", err=True)
     if as_json:
         click.echo(json.dumps(scores))
