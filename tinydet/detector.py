@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -70,7 +70,13 @@ class Detector:
         self._anchors = cache(partial(model_anchors, self.config, device=self._device))
         self._compiled = compile
 
-    def __call__(self, pictures: Picture | Sequence[Picture], **settings: Any) -> Any:
+    @overload
+    def __call__(self, pictures: str | PathLike[str] | Image.Image, **settings: Any) -> Prediction: ...
+    @overload
+    def __call__(self, pictures: list[Any] | tuple[Any, ...], **settings: Any) -> list[Prediction]: ...
+    @overload
+    def __call__(self, pictures: np.ndarray | Tensor, **settings: Any) -> Any: ...
+    def __call__(self, pictures: Picture | Sequence[Picture], **settings: Any) -> Prediction | list[Prediction]:
         """The objects in a picture, or in each of several.
 
         Args:

@@ -53,6 +53,22 @@ def collect_pictures(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     return pictures
 
 
+def streamed(stream: IO[bytes], folder: str | PathLike[str]) -> list[str]:
+    """The paths that a stream lists, a line each; or a new file in a folder with the picture that it is.
+
+    Raises:
+        InputError: it is neither text nor a picture.
+    """
+    content = stream.read()
+    try:
+        return [line for line in content.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:  # no text, as no picture is
+        picture = Path(folder) / "stdin"
+        picture.write_bytes(content)
+        read_image(picture)
+        return [str(picture)]
+
+
 def readable(pictures: Iterable[Path], unreadable: Callable[[InputError], None]) -> list[Path]:
     """The files that begin as pictures do; `unreadable` is called for each of the others.
 

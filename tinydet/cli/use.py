@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -144,7 +145,7 @@ def predict(
     from tinydet.cli.terminal import counted
     from tinydet.data.coco_file import read_coco
     from tinydet.detector import Detector
-    from tinydet.predict import collect_pictures, predict, readable, save_predictions
+    from tinydet.predict import collect_pictures, predict, readable, save_predictions, streamed
 
     unread: list[InputError] = []
 
@@ -152,7 +153,8 @@ def predict(
         unread.append(error)
         click.echo(f"error: {error}", err=True)
 
-    listed = (path for given in images for path in (_standard_input(ctx) if given == "-" else [given]))
+    folder = ctx.with_resource(TemporaryDirectory())
+    listed = (path for one in images for path in (streamed(sys.stdin.buffer, folder) if one == "-" else [one]))
     pictures = readable(collect_pictures(listed), unreadable)
     ids = read_coco(coco) if coco is not None else None
     detector = Detector(load(weights, model=model, device=device), compile=compile)
@@ -181,20 +183,3 @@ def predict(
     if unread:
         click.echo(f"{len(unread)} pictures could not be read", err=True)
         ctx.exit(1)
-
-
-def _standard_input(ctx: click.Context) -> list[str]:
-    """The paths that standard input lists, a line each; or a file with the picture that it is."""
-    import tempfile
-
-    from tinydet.data.example import read_image
-
-    content = sys.stdin.buffer.read()
-    try:
-        return [line for line in content.decode().splitlines() if line.strip()]
-    except UnicodeDecodeError:  # no text, as no picture is
-        folder = ctx.with_resource(tempfile.TemporaryDirectory())
-        picture = Path(folder) / "stdin"
-        picture.write_bytes(content)
-        read_image(picture)
-        return [str(picture)]
