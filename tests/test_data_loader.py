@@ -92,6 +92,24 @@ def test_a_training_batch_is_the_augmented_examples(dataset: KittiDataset) -> No
         assert_same(batch, collate([augment(dataset[i], SIZE, fill=FILL, seed=(9, 4, i)) for i in indices]))
 
 
+@forks
+def test_pasted_objects_depend_on_the_sample_alone(dataset: KittiDataset) -> None:
+    how: dict = {"batch_size": 2, "seed": 3, "fill": FILL}
+    alone, shared_out = (
+        list(train_batches(dataset, SIZE, epochs=range(2), workers=n, pasted=0.5, **how)) for n in (0, 2)
+    )
+    resumed = list(train_batches(dataset, SIZE, epochs=range(1, 2), workers=0, pasted=0.5, **how))
+    plain = list(train_batches(dataset, SIZE, epochs=range(2), workers=0, **how))
+    for batch, again in zip([*alone, *alone[FRAMES // 2 :]], [*shared_out, *resumed], strict=True):
+        assert_same(batch, again)
+    changed = sum(
+        not torch.equal(image, before)
+        for batch, other in zip(alone, plain, strict=True)
+        for image, before in zip(batch.images, other.images, strict=True)
+    )
+    assert 0 < changed < 2 * len(alone)
+
+
 def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:
     names = [[name for batch in load(dataset, range(epoch, epoch + 1)) for name in batch.names] for epoch in range(6)]
     assert all(len(set(epoch)) == len(epoch) == FRAMES - FRAMES % 2 for epoch in names)

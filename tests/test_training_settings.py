@@ -201,7 +201,7 @@ def test_wide_pictures_are_seen_in_halves(
 def test_a_recipe_decides_what_was_not_told() -> None:
     default, paper = TrainSettings("kitti"), TrainSettings("kitti", recipe="paper")
     assert default.optimizer == "adamw"
-    assert (paper.optimizer, paper.scale_range) == ("sgd", (0.1, 2.0))
+    assert (paper.optimizer, paper.scale_range, paper.paste) == ("sgd", (0.1, 2.0), 0.0)
     told = TrainSettings("kitti", recipe="paper", optimizer="adamw", scale_range=(0.5, 1.0))
     assert (told.optimizer, told.scale_range) == ("adamw", (0.5, 1.0))
 

@@ -86,6 +86,7 @@ from tinydet.errors import InputError
     help="What the network computes in; auto is bf16 on a GPU that knows it, fp16 on another, off elsewhere.",
 )
 @click.option("--crop", type=Size(), help="Part of the input that a step sees of a picture; by the recipe.")
+@click.option("--paste", type=float, help="Chance of a picture to get objects of another; by the recipe.")
 @click.option("--early-stop", type=click.IntRange(1), help="End after so many epochs without a better one.")
 @click.option("--keep", type=click.IntRange(1), help="Keep the checkpoint of every so many epochs as epoch-N.pt.")
 @click.option(

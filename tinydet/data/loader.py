@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tinydet.data.example import Example, letterbox
+from tinydet.data.paste import paste
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND
 
@@ -77,6 +78,7 @@ def train_batches(
     fill: tuple[int, int, int],
     fit: tuple[int, int] | None = None,
     scale_range: tuple[float, float] | None = (0.7, 1.5),
+    pasted: float = 0.0,
     pin_memory: bool = False,
 ) -> DataLoader:
     """Load shuffled, augmented batches of several epochs in a row.
@@ -94,6 +96,7 @@ def train_batches(
         fill: RGB colour of the padding, 0..255.
         fit, scale_range: of `tinydet.data.augment.augment`; pictures are letterboxed and nothing else when the range
             is None.
+        pasted: the chance of a picture to get objects of another, drawn at random, by `tinydet.data.paste.paste`.
         pin_memory: whether to load into memory that a GPU can copy from meanwhile.
 
     Returns:
@@ -113,7 +116,7 @@ def train_batches(
         from tinydet.data.augment import augment  # here, because albumentations takes seconds to import
 
         change = partial(augment, size=size, fit=fit, fill=fill, scale_range=scale_range)
-        make = partial(_augmented, dataset=dataset, augment=change, seed=seed)
+        make = partial(_augmented, dataset=dataset, augment=change, pasted=pasted, seed=seed)
     order = _Shuffled(examples, batch_size=batch_size, epochs=epochs, seed=seed)
     return _load(make, order, workers=workers, pin_memory=pin_memory)
 
@@ -148,11 +151,14 @@ def val_batches(
 
 
 def _augmented(
-    key: tuple[int, int], *, dataset: Dataset[Example], augment: Callable[..., Example], seed: int
+    key: tuple[int, int], *, dataset: Dataset[Example], augment: Callable[..., Example], pasted: float, seed: int
 ) -> Example:
     """Make the training example of one (epoch, index)."""
     epoch, index = key
-    return augment(dataset[index], seed=(seed, epoch, index))
+    example, rng = dataset[index], np.random.default_rng((seed, epoch, index, 1))
+    if rng.random() < pasted:
+        example = paste(example, dataset[int(rng.integers(len(dataset)))], rng=rng)  # type: ignore[arg-type]
+    return augment(example, seed=(seed, epoch, index))
 
 
 def _unchanged(

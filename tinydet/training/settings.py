@@ -16,8 +16,8 @@ from tinydet.weights.checkpoint import load_checkpoint
 SCHEDULES = ("cosine", "plateau", "constant")
 # What a run is by default, and by the paper, where it is not told.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8)},
-    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0)},
+    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8), "paste": 0.7},
+    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0), "paste": 0.0},
 }
 
 
@@ -44,7 +44,7 @@ class TrainSettings:
     freeze: str = "none"
     """What stays as it began, as for `tinydet.training.step.frozen_modules`."""
     recipe: str = "default"
-    """A key of `RECIPES`, which decides the optimizer and the scale_range when they are None."""
+    """A key of `RECIPES`, which decides the optimizer, the scale_range and the paste that are None."""
     epochs: int = 50
     """Passes over the training frames."""
     minutes: float | None = None
@@ -71,6 +71,8 @@ class TrainSettings:
     """(height, width) of the part of the input that a step sees of a picture; by `fit_crop` when None."""
     scale_range: tuple[float, float] | None = None
     """Of the training pictures, relative to the scale at which they just fit the input."""
+    paste: float | None = None
+    """The chance of a training picture to get objects of another."""
     keep: int | None = None
     """Keep the checkpoint of every so many epochs, beside the best and the last."""
     early_stop: int | None = None
@@ -106,10 +108,12 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not np.all(np.greater(value, 0)):
                 raise InputError(f"{name} must be positive, got {value}")
-        for name in ("weight_decay", "warmup_epochs", "ema_decay", "seed", "workers"):
+        for name in ("weight_decay", "warmup_epochs", "ema_decay", "paste", "seed", "workers"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{name} must not be negative, got {value}")
+        if self.paste is not None and self.paste > 1:
+            raise InputError(f"paste must be at most 1, got {self.paste}")
 
     @property
     def step_size(self) -> int:

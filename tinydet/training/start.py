@@ -146,6 +146,7 @@ def training_batches(
         fit_crop(settings, run.config),
         fit=run.config.image_size,
         scale_range=None if settings.overfit else settings.scale_range,
+        pasted=settings.paste or 0.0,
         batch_size=batch_size or settings.step_size,
         epochs=epochs,
         seed=settings.seed,
