@@ -60,7 +60,7 @@ def test_everything_is_counted(found: Check) -> None:
         ["ignore regions", "1", "0"],
         ["pictures without objects", "1", "0"],
     ]
-    scale = 256 / 60
+    scale = 320 / 60
     low, middle, high = found.parts["train"].sides["Car"]
     assert low == middle == high == pytest.approx(scale * (50 * 30) ** 0.5, rel=1e-5)
     assert [row[0] for row in sizes(found)[1:]] == ["Car", "Pedestrian"]
@@ -69,7 +69,7 @@ def test_everything_is_counted(found: Check) -> None:
 def test_inputs_are_compared_and_one_is_the_best(found: Check) -> None:
     head, now, *others = reaches(found)
     assert head[:5] == ["input", "anchor scale", "mean", "Car", "Pedestrian"]
-    assert (now[:2], now[-1]) == (["256x896", "2"], "now")
+    assert (now[:2], now[-1]) == (["320x1088", "2.5"], "now")
     assert [row[-1] for row in others].count("best") == 1
     assert found.best in found.others
 
@@ -150,12 +150,12 @@ def test_as_json_it_is_strict(found: Check) -> None:
     assert plain["splits"]["train"]["without_objects"] == 1
     assert plain["errors"] == []
     assert plain["best"] in plain["alternatives"]
-    assert plain["reach"]["image_size"] == [256, 896]
+    assert plain["reach"]["image_size"] == [320, 1088]
 
 
 def test_the_page_holds_everything(found: Check) -> None:
     text = as_page(found)
-    for said in ("the same Car again", "256x896", "ignore regions", "Pictures of val", "data:image/jpeg;base64,"):
+    for said in ("the same Car again", "320x1088", "ignore regions", "Pictures of val", "data:image/jpeg;base64,"):
         assert said in text
     assert "http:" not in text
     assert "https:" not in text

@@ -144,14 +144,14 @@ def test_settings_of_another_version(tmp_path: Path, settings: dict[str, Any] | 
 @pytest.mark.parametrize(
     ("sizes", "changes", "size", "scale"),
     [
-        ([WIDE], {}, (256, 896), 2.0),
-        ([WIDE, SQUARE, WIDE], {"model": "lite0"}, (256, 896), 2.0),
+        ([WIDE], {}, (320, 1088), 2.5),
+        ([WIDE, SQUARE, WIDE], {"model": "lite0"}, (320, 1088), 2.5),
         ([WIDE, SQUARE, SQUARE], {}, (512, 512), 4.0),
         ([(100, 200)], {"model": "lite0"}, (320, 320), 3.0),  # twice as wide is not more than twice
-        ([(100, 201)], {"model": "d7"}, (256, 896), 2.0),
+        ([(100, 201)], {"model": "d7"}, (320, 1088), 2.5),
         ([SQUARE], {"model": "d7"}, (1536, 1536), 5.0),
         ([WIDE], {"image_size": (128, 448)}, (128, 448), 2.0),
-        ([WIDE], {"anchor_scale": 2.5}, (256, 896), 2.5),
+        ([WIDE], {"anchor_scale": 2.0}, (320, 1088), 2.0),
         ([SQUARE], {"image_size": (64, 512), "anchor_scale": 1.0}, (64, 512), 1.0),
     ],
 )
@@ -183,6 +183,8 @@ def test_what_an_earlier_run_fitted_stays_as_it_is() -> None:
     ("size", "changes", "crop"),
     [
         ((256, 896), {}, (256, 448)),
+        ((320, 1088), {}, (256, 448)),
+        ((192, 640), {}, (192, 320)),
         ((256, 512), {}, (256, 512)),  # twice as wide is not more than twice
         ((512, 512), {}, (512, 512)),
         ((256, 896), {"recipe": "paper"}, (256, 896)),
@@ -192,9 +194,7 @@ def test_what_an_earlier_run_fitted_stays_as_it_is() -> None:
         ((256, 896), {"overfit": 4, "crop": (128, 160)}, (256, 896)),
     ],
 )
-def test_wide_pictures_are_seen_in_halves(
-    size: tuple[int, int], changes: dict[str, Any], crop: tuple[int, int]
-) -> None:
+def test_wide_pictures_are_seen_in_parts(size: tuple[int, int], changes: dict[str, Any], crop: tuple[int, int]) -> None:
     assert fit_crop(TrainSettings("kitti", **changes), model_config("lite0", image_size=size)) == crop
 
 
@@ -202,8 +202,8 @@ def test_a_recipe_decides_what_was_not_told() -> None:
     default, paper = TrainSettings("kitti"), TrainSettings("kitti", recipe="paper")
     assert default.optimizer == "adamw"
     assert (paper.optimizer, paper.scale_range, paper.paste) == ("sgd", (0.1, 2.0), 0.0)
-    told = TrainSettings("kitti", recipe="paper", optimizer="adamw", scale_range=(0.5, 1.0))
-    assert (told.optimizer, told.scale_range) == ("adamw", (0.5, 1.0))
+    told = TrainSettings("kitti", recipe="paper", optimizer="adamw", scale_range=(0.5, 1.0), paste=0.5)
+    assert (told.optimizer, told.scale_range, told.paste) == ("adamw", (0.5, 1.0), 0.5)
 
 
 def test_how_many_memory_holds_must_be_found_out_first() -> None:
