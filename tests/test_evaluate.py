@@ -207,7 +207,8 @@ def test_weights_score_what_training_said(folder: Path, run: tuple[Path, dict]) 
 def test_several_views_are_those_of_the_detector(folder: Path, run: tuple[Path, dict]) -> None:
     weights = load_detector(run[0] / "best.pt")
     dataset, found = detect_in(folder, weights, split="val", batch_size=4, tta=True)
-    expected = Detector(weights)(dataset.paths, tta=True, score_threshold=0.01, method="soft")
+    # One by one, as there: the last bit of a score differs with the batch, and with it what is above the threshold.
+    expected = [Detector(weights)(path, tta=True, score_threshold=0.01, method="soft") for path in dataset.paths]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.scores, other.scores, rtol=1e-3, atol=1e-5)
     assert score_weights(folder, weights, split="val", batch_size=4, tta=True) == score_detections(dataset, found)

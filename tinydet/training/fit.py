@@ -12,7 +12,7 @@ from tinydet.model.config import ModelConfig
 from tinydet.ops.anchors import coverage_nearby
 
 REACHED = 0.5  # IoU, from which on an anchor takes an object
-ENOUGH = 0.95  # of the objects, the mean of the classes: KITTI's in 320x1056
+ENOUGH = 0.95  # of the objects, the mean of the classes: KITTI's in 320x1088
 ENOUGH_PICTURES = 5000  # to compare inputs by
 AREAS = (0.5, 0.75, 1, 1.5, 2, 3)  # of the model's own input
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
