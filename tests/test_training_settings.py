@@ -32,6 +32,8 @@ WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
         ({"weight_decay": -1e-4}, "weight_decay must not be negative, got -0.0001"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative, got -1.0"),
         ({"ema_decay": -0.5}, "ema_decay must not be negative, got -0.5"),
+        ({"paste": -0.5}, "paste must not be negative, got -0.5"),
+        ({"paste": 1.5}, "paste must be at most 1, got 1.5"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"workers": -1}, "workers must not be negative, got -1"),
     ],

@@ -166,8 +166,8 @@ def fit_model(
     """The model's config for a data set: its classes, its input size, its anchor scale.
 
     Where neither the settings nor an earlier run decided them, pictures more than twice as wide as high get 320x1088
-    and anchors smaller than usual; on KITTI these reach 95 pedestrians in a hundred at IoU .5,
-    where D0's square reaches 40, for a third more computation.
+    and anchors smaller than usual; on KITTI these reach 95 pedestrians in a hundred at IoU .5, where D0's square
+    reaches 40, for a third more computation.
 
     Args:
         settings: what was asked for goes first.
