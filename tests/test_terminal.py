@@ -139,7 +139,7 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
 def test_the_header_says_what_a_run_came_to() -> None:
     lines = run_header(started(0, lr=0.002)).splitlines()
     assert [line[:10].strip() for line in lines] == [
-        *("model", "start", "input", "anchors", "data", "", "objects", "batch", "learning", "device", "run")
+        *("model", "start", "input", "anchors", "data", "", "objects", "pictures", "batch", "learning", "device", "run")
     ]
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
@@ -149,6 +149,7 @@ def test_the_header_says_what_a_run_came_to() -> None:
         "KITTI: 7 train frames",
         "3 val frames",
         "12 Car, 3 Tram to train on",
+        "0.8 to 1.8 times as large, mirrored, recoloured, objects of others pasted into 70%",
         "4, 12 steps an epoch",
         "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
         "cpu, float32",
@@ -163,6 +164,8 @@ def test_the_header_says_what_the_settings_came_to() -> None:
     assert "cuda:1, bfloat16 where it is safe\n" in header
     assert "4 x 2 = 8, 12 steps an epoch\n" in header
     assert "input     256x896, anchor scale 2.5\n" in header
+    assert "pictures  0.1 to 2 times as large, mirrored, recoloured\n" in header
+    assert "pictures  always the same\n" in run_header(started(0, overfit=4))
     assert header.endswith("runs/lite0-1, 13.5 minutes")
 
 

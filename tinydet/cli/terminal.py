@@ -101,6 +101,7 @@ def run_header(started: Started) -> str:
         "data": f"{run.train_set.kind}: {run.train_set.split_note}",
         "": run.val_set.split_note,
         "objects": ", ".join(f"{count} {name}" for name, count in run.train_set.counts.items()) + " to train on",
+        "pictures": _changes(settings),
         "batch": f"{_batch(settings)}, {run.plan.steps} steps an epoch",
         "learning": ", ".join(text for text, told in learning.items() if told),
         "device": f"{run.device}, {_PRECISE[run.precision]}",
@@ -110,6 +111,15 @@ def run_header(started: Started) -> str:
 
 
 _PRECISE = {"off": "float32", "bf16": "bfloat16 where it is safe", "fp16": "float16 where it is safe"}
+
+
+def _changes(settings: TrainSettings) -> str:
+    """What becomes of a training picture before the network sees it."""
+    if settings.overfit or settings.scale_range is None:
+        return "always the same"
+    smallest, largest = settings.scale_range
+    pasted = f", objects of others pasted into {settings.paste:.0%}" if settings.paste else ""
+    return f"{smallest:g} to {largest:g} times as large, mirrored, recoloured{pasted}"
 
 
 def _batch(settings: TrainSettings) -> str:
