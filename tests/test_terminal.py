@@ -96,9 +96,9 @@ def test_coco_numbers_are_in_percent_and_what_is_undefined_a_dash() -> None:
     stats = [0.1234, *(0.01 * i for i in range(1, 11)), -1.0]
     lines = coco_table({"stats": stats, "per_class_AP": {"Car": 0.5, "Tram": -1.0}}).splitlines()
     assert lines[0].split() == ["COCO", "AP", "%", "mean", "50", "75", "small", "medium", "large"]
-    assert lines[1].split() == ["12.34", "1.00", "2.00", "3.00", "4.00", "5.00"]
+    assert lines[1].split() == ["all", "classes", "12.34", "1.00", "2.00", "3.00", "4.00", "5.00"]
     assert lines[2].split() == ["COCO", "AR", "%", "@1", "@10", "@100", "small", "medium", "large"]
-    assert lines[3].split() == ["6.00", "7.00", "8.00", "9.00", "10.00", "-"]
+    assert lines[3].split() == ["all", "classes", "6.00", "7.00", "8.00", "9.00", "10.00", "-"]
     assert [line.split() for line in lines[4:]] == [["Car", "AP", "50.00"], ["Tram", "AP", "-"]]
 
 

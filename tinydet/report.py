@@ -8,11 +8,10 @@ from tinydet.data.dataset import DetectionDataset
 from tinydet.data.example import read_image, resample
 from tinydet.draw import paint
 from tinydet.labels import IGNORE
-from tinydet.metrics.coco import STATS
 from tinydet.mistakes import KINDS, Mistake, mistakes
 from tinydet.model.detect import Detections
 from tinydet.page import curves, gallery, page, paragraph, section, table
-from tinydet.score import Scores, headline, percent, pr_curves
+from tinydet.score import Scores, coco_rows, headline, percent, pr_curves
 
 SHOWN = 12  # pictures of each kind of mistake
 VIEW = 3.0  # how much of the picture is shown, in sizes of the box
@@ -68,11 +67,12 @@ def score_tables(scores: Scores) -> list[str]:
     tables = []
     if "R40" in scores:
         columns = [(kind, level) for kind in ("R40", "R11") for level in ("easy", "moderate", "hard")]
-        head = ["KITTI AP, %", *(f"{kind} {level}" for kind, level in columns)]
+        head = ["KITTI AP %", *(f"{kind} {level}" for kind, level in columns)]
         rows = [[name, *(f"{scores[kind][name][level]:.2f}" for kind, level in columns)] for name in scores["R40"]]
         tables.append(table([head, *rows]))
-    tables.append(table([["COCO, %", *STATS], ["all classes", *map(percent, scores["stats"])]]))
-    tables.append(table([["COCO AP, %", ""], *([name, percent(ap)] for name, ap in scores["per_class_AP"].items())]))
+    rows = coco_rows(scores)
+    tables += [table(rows[:2]), table(rows[2:])]
+    tables.append(table([["COCO AP %", ""], *([name, percent(ap)] for name, ap in scores["per_class_AP"].items())]))
     return tables
 
 

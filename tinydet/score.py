@@ -15,7 +15,7 @@ from tinydet.data.kitti_labels import KittiObjects, read_objects
 from tinydet.data.text import shown
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.metrics.coco import IOUS, CocoResult, CocoScores, CocoTruth, coco_scores
+from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoScores, CocoTruth, coco_scores
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap, kitti_curves
 from tinydet.model.detect import Detections
 
@@ -60,6 +60,15 @@ def headline(scores: Scores) -> Headline:
 def percent(share: float) -> str:
     """One of COCO's numbers, as it is shown; a dash where it is undefined."""
     return f"{100 * share:.2f}" if share >= 0 else "-"
+
+
+def coco_rows(scores: Scores) -> list[list[str]]:
+    """COCO's twelve numbers as they are shown: a head and the percents of AP, a head and the percents of AR."""
+    rows = []
+    for kind, part in (("AP", slice(6)), ("AR", slice(6, 12))):
+        names = [name.removeprefix(kind).strip() or "mean" for name in STATS[part]]
+        rows += [[f"COCO {kind} %", *names], ["all classes", *map(percent, scores["stats"][part])]]
+    return rows
 
 
 def score_detections(dataset: DetectionDataset, detections: Sequence[Detections]) -> Scores:

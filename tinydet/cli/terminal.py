@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinydet.check import Check, counts, reaches, sizes
-from tinydet.metrics.coco import STATS
 from tinydet.runs import MOST_CLASSES, aligned
-from tinydet.score import Scores, percent
+from tinydet.score import Scores, coco_rows, percent
 from tinydet.training.events import Started
 from tinydet.training.settings import TrainSettings, fit_crop
 from tinydet.weights.load import Report
@@ -21,11 +20,8 @@ def ap_table(scores: Scores) -> str:
 
 def coco_table(scores: Scores) -> str:
     """COCO's twelve numbers and the AP of every class, in percent; a dash where there is nothing to be found."""
-    ap, ar = ([percent(value) for value in scores["stats"][6 * row : 6 * row + 6]] for row in (0, 1))
-    heads = [[name.removeprefix(kind) or "mean" for name in STATS if name.startswith(kind)] for kind in ("AP", "AR")]
-    lines = aligned([["COCO AP %", *heads[0]], ["", *ap], ["COCO AR %", *heads[1]], ["", *ar]])
     by_class = aligned([[f"{name} AP", percent(one)] for name, one in scores["per_class_AP"].items()])
-    return "\n".join([*lines, *by_class])
+    return "\n".join([*aligned(coco_rows(scores)), *by_class])
 
 
 def kitti_table(scores: Scores) -> str:
