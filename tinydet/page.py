@@ -10,7 +10,7 @@ from PIL import Image
 
 # Okabe and Ito's blue, vermilion and green, each dashed in its own way.
 STROKES = (("#0072B2", "8 4"), ("#D55E00", "none"), ("#009E73", "2 3"))
-CHART = (420, 300)  # width and height
+CHART = (300, 240)  # width and height
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 75rem; margin: 0 auto; padding: 1rem; }
@@ -25,7 +25,7 @@ th, td { padding: .2rem .8rem .2rem 0; text-align: right; white-space: nowrap; b
 th:first-child, td:first-child { text-align: left; }
 .error { color: #d55e00; font-weight: bold; } .warning { color: #b8860b; font-weight: bold; }
 li { overflow-wrap: anywhere; }
-.curve { display: inline-block; width: min(420px, 100%); vertical-align: top; margin-right: 1rem; }
+.curve { display: inline-block; width: min(300px, 100%); vertical-align: top; margin-right: .8rem; }
 .curve ul { list-style: none; padding: 0; margin: 0; }
 svg text { font-size: 12px; fill: currentColor; } .grid { stroke: #8884; }
 """
