@@ -50,7 +50,7 @@ PLAN = {
     "draw": Room(WINGS, "numpy torch PIL"),
     "score": Room(WINGS, "numpy"),
     "evaluate": Room(f"{WINGS} draw score prediction detector", "numpy torch"),
-    "training": Room(f"{WINGS}", "numpy torch"),
+    "training": Room(f"{WINGS} memory", "numpy torch"),
     "train": Room(f"{WINGS} training draw score evaluate", "numpy torch"),
     "prediction": Room(f"{WINGS} draw", "numpy torch PIL"),
     "detector": Room(f"{WINGS} draw prediction", "numpy torch PIL"),

@@ -1,5 +1,6 @@
 """The batch that memory holds is found by trying, and the trying leaves no trace."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,6 +80,46 @@ def test_the_peak_is_what_was_held_at_most() -> None:
     assert peak_bytes(lambda: None, CPU) < before + 0.5 * size  # the peak begins anew
     machine = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < memory_limit(CPU) < machine
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process holds at most")
+def test_the_peak_of_a_small_step_is_small_after_a_large_one() -> None:
+    """Also where freed memory is kept, as the command line does."""
+    script = """
+import torch
+from tinydet.memory import keep_freed_memory
+from tinydet.training.batch_size import peak_bytes
+
+keep_freed_memory()
+for mebibytes in (5, 40, 5):
+    print(peak_bytes(lambda: [torch.ones(mebibytes << 20, dtype=torch.uint8) for _ in range(20)], torch.device("cpu")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    small, large, small_again = map(int, done.stdout.split())
+    assert large - small > 500 << 20
+    assert small_again < small + (200 << 20)
+
+
+def test_the_peak_on_a_gpu_begins_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its allocator keeps what was freed, too; here it is played."""
+    cached, peak = 7, 7
+
+    def empty() -> None:
+        nonlocal cached
+        cached = 1
+
+    def reset(device: torch.device) -> None:
+        nonlocal peak
+        peak = cached
+
+    def step() -> None:
+        nonlocal peak
+        peak = max(peak, 3)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: peak)
+    assert peak_bytes(step, torch.device("cuda")) == 3
 
 
 def test_where_memory_cannot_be_measured_a_number_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
+from tinydet.memory import return_freed_memory
 
 SPARE = 0.1
 MOST = 64
@@ -74,11 +75,16 @@ def memory_limit(device: torch.device) -> int:
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that this process holds on a device while a function runs."""
+    """The most bytes that this process holds on a device while a function runs.
+
+    What was freed before is returned first: an allocator that keeps it would hold as much as it ever did.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_reserved(device)
+    return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     function()
     return _proc("self/status", "VmHWM", device)
