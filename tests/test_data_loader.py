@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-import tinydet.data.loader
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tinydet.data.augment import augment
 from tinydet.data.example import Example, fit_scale, letterbox
@@ -94,7 +93,7 @@ def test_a_training_batch_is_the_augmented_examples(dataset: KittiDataset) -> No
 
 
 @forks
-def test_pasted_objects_depend_on_the_batch_alone(dataset: KittiDataset) -> None:
+def test_pasted_objects_depend_on_the_sample_alone(dataset: KittiDataset) -> None:
     how: dict = {"batch_size": 2, "seed": 3, "fill": FILL}
     alone, shared_out = (
         list(train_batches(dataset, SIZE, epochs=range(2), workers=n, pasted=0.5, **how)) for n in (0, 2)
@@ -109,33 +108,6 @@ def test_pasted_objects_depend_on_the_batch_alone(dataset: KittiDataset) -> None
         for image, before in zip(batch.images, other.images, strict=True)
     )
     assert 0 < changed < 2 * len(alone)
-
-
-def test_what_is_pasted_was_read_before(dataset: KittiDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first picture of a batch has another read for it; the others take from the one before."""
-    read: list[int] = []
-    pairs: list[tuple[str, str]] = []
-
-    class Counted(Dataset[Example]):
-        def __len__(self) -> int:
-            return len(dataset)
-
-        def __getitem__(self, index: int) -> Example:
-            read.append(index)
-            return dataset[index]
-
-    def spy(example: Example, other: Example, *, rng: np.random.Generator) -> Example:
-        pairs.append((example.name, other.name))
-        return example
-
-    monkeypatch.setattr(tinydet.data.loader, "paste", spy)
-    how: dict = {"batch_size": 3, "seed": 3, "fill": FILL, "epochs": range(2), "workers": 0}
-    batches = list(train_batches(Counted(), SIZE, pasted=1.0, **how))
-    assert len(read) == (3 + 1) * len(batches)
-    for batch, firsts in zip(batches, zip(*[iter(pairs)] * 3, strict=True), strict=True):
-        assert [name for name, _ in firsts] == batch.names
-        assert [other for _, other in firsts[1:]] == batch.names[:-1]
-    assert len({other for _, other in pairs[::3]}) > 1
 
 
 def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:

@@ -1,7 +1,7 @@
 """Examples to batches, by as many workers as there are to spare."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,9 +83,8 @@ def train_batches(
 ) -> DataLoader:
     """Load shuffled, augmented batches of several epochs in a row.
 
-    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i) and given objects of the one before in
-    its batch, so that neither the number of workers nor where a run was resumed changes a batch. One iterator serves
-    all epochs: workers start once.
+    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i), so that neither the number of workers
+    nor where a run was resumed changes a batch. One iterator serves all epochs: workers start once.
 
     Args:
         dataset: a sized data set of unscaled examples.
@@ -97,7 +96,7 @@ def train_batches(
         fill: RGB colour of the padding, 0..255.
         fit, scale_range: of `tinydet.data.augment.augment`; pictures are letterboxed and nothing else when the range
             is None.
-        pasted: the chance of a picture to get objects of another, by `tinydet.data.paste.paste`.
+        pasted: the chance of a picture to get objects of another, drawn at random, by `tinydet.data.paste.paste`.
         pin_memory: whether to load into memory that a GPU can copy from meanwhile.
 
     Returns:
@@ -110,7 +109,7 @@ def train_batches(
     if examples < batch_size:
         raise InputError(f"batch_size must be at most the number of training examples, {examples}, got {batch_size}")
 
-    make: Callable[[Any], Iterable[Example]]
+    make: Callable[[tuple[int, int]], Example]
     if scale_range is None:
         make = partial(_unchanged, dataset=dataset, size=size, fill=fill)
     else:
@@ -152,41 +151,28 @@ def val_batches(
 
 
 def _augmented(
-    keys: Sequence[tuple[int, int]],
-    *,
-    dataset: Dataset[Example],
-    augment: Callable[..., Example],
-    pasted: float,
-    seed: int,
-) -> Iterator[Example]:
-    """Make the training examples of a batch of (epoch, index).
-
-    What is pasted comes from the picture before in the batch, which has been read already and is as good as any: the
-    batch was shuffled. Only the first has to read another.
-    """
-    before: Example | None = None
-    for epoch, index in keys:
-        example, rng = dataset[index], np.random.default_rng((seed, epoch, index, 1))
-        changed = example
-        if rng.random() < pasted:
-            drawn = int(rng.integers(len(dataset)))  # type: ignore[arg-type]
-            changed = paste(example, dataset[drawn] if before is None else before, rng=rng)
-        before = example
-        yield augment(changed, seed=(seed, epoch, index))
+    key: tuple[int, int], *, dataset: Dataset[Example], augment: Callable[..., Example], pasted: float, seed: int
+) -> Example:
+    """Make the training example of one (epoch, index)."""
+    epoch, index = key
+    example, rng = dataset[index], np.random.default_rng((seed, epoch, index, 1))
+    if rng.random() < pasted:
+        example = paste(example, dataset[int(rng.integers(len(dataset)))], rng=rng)  # type: ignore[arg-type]
+    return augment(example, seed=(seed, epoch, index))
 
 
 def _unchanged(
-    keys: Sequence[tuple[int, int]], *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
-) -> Iterator[Example]:
-    """Make the training examples of a batch of (epoch, index), the same in every epoch."""
-    return _letterboxed([index for _, index in keys], dataset=dataset, size=size, fill=fill)
+    key: tuple[int, int], *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
+) -> Example:
+    """Make the training example of one (epoch, index), the same in every epoch."""
+    return _letterboxed(key[1], dataset=dataset, size=size, fill=fill)
 
 
 def _letterboxed(
-    indices: Sequence[int], *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
-) -> Iterator[Example]:
-    """Make the validation examples of a batch."""
-    return (letterbox(dataset[index], size, fill=fill) for index in indices)
+    index: int, *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
+) -> Example:
+    """Make the validation example of one index."""
+    return letterbox(dataset[index], size, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -209,13 +195,13 @@ class _Shuffled:
 
 
 class _Keyed(Dataset[Example]):
-    """A data set whose keys say all that a batch depends on: workers have no state that could differ."""
+    """A data set whose keys say all that an example depends on: workers have no state that could differ."""
 
-    def __init__(self, make: Callable[[Any], Iterable[Example]]) -> None:
+    def __init__(self, make: Callable[[Any], Example]) -> None:
         self.make = make
 
-    def __getitems__(self, keys: Any) -> list[Example]:
-        return list(self.make(keys))
+    def __getitem__(self, key: Any) -> Example:
+        return self.make(key)
 
 
 class _Loader(DataLoader):
@@ -228,7 +214,7 @@ class _Loader(DataLoader):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
-def _load(make: Callable[[Any], Iterable[Example]], order: Any, *, workers: int, pin_memory: bool) -> DataLoader:
+def _load(make: Callable[[Any], Example], order: Any, *, workers: int, pin_memory: bool) -> DataLoader:
     """Build the loader that both kinds of batches share."""
     return _Loader(
         _Keyed(make),
