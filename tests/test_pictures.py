@@ -171,7 +171,7 @@ def test_the_train_sheet_shows_the_first_pictures_that_are_trained_on(
 ) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(tinydet.pictures, "draw", lambda *given, classes: shown.append(given))
-    batches = iter(training_batches(run, range(epoch, epoch + 9), workers=0))
+    batches = iter(training_batches(run, range(epoch, epoch + 9), batch_size=3, workers=0))
     trained = [next(batches) for _ in range(6)]
     train_sheet(run, epoch=epoch)
     ((_, captions),) = sheets

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
-from itertools import islice
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -113,16 +112,17 @@ def train_sheet(run: Run, *, epoch: int) -> np.ndarray:
     Returns:
         uint8[H W 3]
     """
-    batches = training_batches(run, range(epoch, epoch + 1), workers=0)
-    pictures = (each for batch in batches for each in zip(*batch[:4], batch.names, strict=True))
+    count = min(COUNT, len(run.train_set))
+    batch = next(iter(training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)))
     images, captions = [], []
-    for image, boxes, labels, scale, name in islice(pictures, COUNT):
-        columns, width = _layout(image.shape[-2:])
-        shown, smaller = _scaled(image.permute(1, 2, 0).numpy(), width)
-        images.append(draw(shown, boxes.numpy() * smaller, labels.numpy(), classes=run.config.classes))
-        objects, ignored = int((labels >= 0).sum()), int((labels == IGNORE).sum())
+    columns, width = _layout(batch.images.shape[-2:])
+    for i, name in enumerate(batch.names):
+        image, boxes, labels = batch.images[i].permute(1, 2, 0).numpy(), batch.boxes[i].numpy(), batch.labels[i].numpy()
+        shown, scale = _scaled(image, width)
+        images.append(draw(shown, boxes * scale, labels, classes=run.config.classes))
+        ignored = int((labels == IGNORE).sum())
         captions.append(
-            f"{name}, scaled {scale:.2f}: {_counted(objects, 'object')}"
+            f"{name}, scaled {batch.scales[i]:.2f}: {_counted(int((labels >= 0).sum()), 'object')}"
             + (f", {_counted(ignored, 'ignore region')}" if ignored else "")
         )
     return sheet(images, captions, columns=columns, width=width)

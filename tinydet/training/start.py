@@ -136,8 +136,10 @@ def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDat
     return train_set, val_set
 
 
-def training_batches(run: Run, epochs: range, *, workers: int | None = None) -> DataLoader:
-    """The batches that a run is trained on, of a step each, in these epochs; by its own number of workers if None."""
+def training_batches(
+    run: Run, epochs: range, *, batch_size: int | None = None, workers: int | None = None
+) -> DataLoader:
+    """The batches that a run is trained on, of a step each, in these epochs; in other portions if asked for."""
     settings = run.settings
     return train_batches(
         run.train_set,
@@ -145,7 +147,7 @@ def training_batches(run: Run, epochs: range, *, workers: int | None = None) -> 
         fit=run.config.image_size,
         scale_range=None if settings.overfit else settings.scale_range,
         pasted=settings.paste or 0.0,
-        batch_size=settings.step_size,
+        batch_size=batch_size or settings.step_size,
         epochs=epochs,
         seed=settings.seed,
         fill=run.config.fill,
