@@ -82,7 +82,7 @@ def test_a_curve_goes_through_its_points() -> None:
     drawn = curves("Car", {"easy": np.array([100.0, 50.0, 0.0])})
     (path,) = re.findall(r'<path d="(M[\d.]+ [\d.]+V[^"]+)"', drawn)
     points = [float(number) for number in re.findall(r"[\d.]+", path)]
-    assert points == [46, 16, 140, 225, 264, 404]  # at the left and the top, down to half, half across, down, across
+    assert points == [46, 16, 110, 165, 204, 284]  # at the left and the top, down to half, half across, down, across
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium to open it in")
