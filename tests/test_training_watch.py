@@ -287,3 +287,12 @@ def test_anchors_that_miss_many_objects_are_named() -> None:
 @pytest.mark.parametrize("coverage", [{}, {"Car": 0.8, "Pedestrian": 1.0}, {"Car": float("nan")}])
 def test_anchors_that_reach_are_not_mentioned(coverage: dict[str, float]) -> None:
     assert watch_start(coverage, config=CONFIG) == []
+
+
+def test_every_rule_reads_the_history_of_data_that_have_no_kitti_scores() -> None:
+    rows = [
+        {key: value for key, value in one.items() if key not in ("R40", "R11")}
+        for one in history_of([2.0 - 0.1 * i for i in range(6)], ap_by_class={"Car": 30.0, "Cyclist": 0.0}, ap=15.0)
+    ]
+    line = only(said(rows), epoch=3)
+    assert line.startswith("AP of Cyclist is still 0 after 3 epochs")

@@ -111,7 +111,7 @@ def _finds_nothing(history: History, settings: TrainSettings) -> list[str]:
 def _best_ap(row: Mapping[str, Any], name: str) -> float:
     """The highest AP of a class in an epoch; KITTI's over the levels of either kind: R11 sees what R40 does not."""
     kinds = [row[kind][name].values() for kind in ("R40", "R11") if kind in row]
-    return max(row["ap_by_class"][name], *(ap for kind in kinds for ap in kind))
+    return max([row["ap_by_class"].get(name, 0.0), *(ap for kind in kinds for ap in kind)])
 
 
 def _finds_nothing_line(names: list[str], history: History, settings: TrainSettings) -> str:
