@@ -1,4 +1,4 @@
-"""Boxes: converters, areas, overlaps, and the code in which a network states them.
+"""Boxes: converters, area, overlap, clipping, and the encoding relative to anchors.
 
 A box is xyxy in absolute pixels: left, top, right, bottom, without the "+ 1" of integer pixel boxes, so that
 width = x2 - x1. All functions take any leading shape, any float dtype and any device, and return new tensors.
@@ -9,42 +9,36 @@ from torch import Tensor
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """Corners to left, top, width, height. float[... 4] -> float[... 4]."""
+    """Convert corners to left, top, width, height. float[... 4] -> same."""
     return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Left, top, width, height to corners. float[... 4] -> float[... 4]."""
+    """Convert left, top, width, height to corners. float[... 4] -> same."""
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Corners to centre and size. float[... 4] -> float[... 4]."""
+    """Convert corners to centre and size. float[... 4] -> same."""
     return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Centre and size to corners. float[... 4] -> float[... 4]."""
+    """Convert centre and size to corners. float[... 4] -> same."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
-def swap_xy(boxes: Tensor) -> Tensor:
-    """xyxy to the yxyx of TensorFlow models, and back. float[... 4] -> float[... 4]."""
-    return boxes[..., [1, 0, 3, 2]]
-
-
 def area(boxes: Tensor) -> Tensor:
-    """Area in square pixels; an inverted box has none. float[... 4] -> float[...]."""
+    """Compute areas; an inverted box has none. float[... 4] -> float[...]."""
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Shared area of every pair, one coordinate plane at a time.
+    """Compute the intersection area of every pair of boxes.
 
     Args:
-        a: float[... N 4], xyxy pixels.
-        b: float[... M 4], xyxy pixels of the same frame.
+        a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
         float[... N M], square pixels.
@@ -59,11 +53,10 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair.
+    """Compute the intersection over union of every pair of boxes.
 
     Args:
-        a: float[... N 4], xyxy pixels.
-        b: float[... M 4], xyxy pixels of the same frame.
+        a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
         float[... N M] in [0, 1]; 0 where both boxes are empty.
@@ -73,31 +66,28 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union.where(union > 0, 1)
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut to the picture: x in [0, width], y in [0, height].
+def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Clip boxes to an image: x to [0, width], y to [0, height].
 
     Args:
         boxes: float[... 4], xyxy pixels.
-        size: (height, width) in pixels.
-
-    Returns:
-        float[... 4].
+        size: (height, width) in pixels; or int[B 2] of them, for boxes float[B N 4].
     """
-    height, width = size
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], -1)
+    height, width = size[..., None].unbind(-2) if isinstance(size, Tensor) else size
+    x1, y1, x2, y2 = boxes.clamp(min=0).unbind(-1)
+    return torch.stack([x1.clamp(max=width), y1.clamp(max=height), x2.clamp(max=width), y2.clamp(max=height)], -1)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """What a network must say at an anchor to mean a box: (x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha).
+    """Encode boxes relative to anchors.
+
+    (x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha), of centres and sizes.
 
     Args:
-        boxes: float[... 4], xyxy pixels.
-        anchors: float[... 4], xyxy pixels of the same frame, each with an area.
+        boxes, anchors: float[... 4], xyxy pixels of one frame; a side of a box counts as 1e-8 px at least.
 
     Returns:
-        deltas: float[... 4] as (tx, ty, tw, th), without variance factors. A box's side counts as 1e-8 px at least, so
-        that an empty box gives a large number and not -inf.
+        deltas: float[... 4] as (tx, ty, tw, th), without variance factors.
 
     Reference: Ren et al., Faster R-CNN, section 3.1.2. google/automl orders them ty, tx, th, tw.
     """
@@ -107,14 +97,9 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The boxes that a network means; the inverse of `encode`.
+    """Decode deltas relative to anchors: the inverse of `encode`.
 
-    Args:
-        deltas: float[... 4] as (tx, ty, tw, th).
-        anchors: float[... 4], xyxy pixels.
-
-    Returns:
-        float[... 4], xyxy pixels of the anchors' frame, not clipped to the picture.
+    (tx, ty, tw, th) float[... 4], anchors float[... 4], xyxy pixels -> float[... 4], xyxy pixels, not clipped.
     """
     anchor = xyxy_to_cxcywh(anchors)
     centre = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]

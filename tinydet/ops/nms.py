@@ -1,11 +1,15 @@
-"""Suppression of the weaker of two boxes on one object: greedy, and soft."""
+"""Suppression of duplicate detections: greedy and soft NMS, box voting, weighted boxes fusion.
 
-from functools import partial
+Boxes are xyxy in any frame; labels, where given, let only boxes of one label act on each other.
+"""
 
 import torch
 from torch import Tensor
 
 from tinydet.ops.boxes import iou
+
+METHODS = ("soft", "hard")
+SIGMA = 0.5  # the width of the Gaussian of soft NMS behind EfficientDet's published AP
 
 
 def nms(
@@ -16,29 +20,31 @@ def nms(
     iou_threshold: float = 0.5,
     max_detections: int | None = None,
 ) -> Tensor:
-    """Greedy suppression: the best box stays, what overlaps it by more than the threshold goes, and so on.
+    """Suppress duplicate boxes greedily.
 
-    Exact for any boxes, in plain tensor operations, with memory of 256 D. Block by block the 256 next best boxes lose
-    those that a kept one suppresses, and settle the rest by iterating keep_j = not any_{i < j} (keep_i and i suppresses
-    j), whose only fixed point is the greedy answer. With `max_detections`, blocks that cannot matter are not looked at.
+    The best box stays, what overlaps it by more than the threshold goes, and so on. Exact, with memory of 256 D: of the
+    256 next best boxes those go that a kept one suppresses; the rest settle by iterating keep_j = not any_{i < j}
+    (keep_i and i suppresses j), whose only fixed point is the greedy answer.
 
     Args:
-        boxes: float[N 4], xyxy in any frame, negative coordinates too; an empty box overlaps nothing.
-        scores: float[N]; of equal scores the first comes first.
-        labels: int64[N]; if given, only boxes of one label suppress each other.
+        boxes, scores, labels: float[N 4], float[N] and int64[N]; of equal scores the first comes first.
         iou_threshold: a box goes if its IoU with a better one is greater.
-        max_detections: stop after so many.
 
     Returns:
-        int64[D]: rows that stay, best first.
+        int64[D]: kept rows, best first.
     """
+
+    def suppresses(a: Tensor, b: Tensor) -> Tensor:  # of rows int64[P], int64[Q] -> bool[P Q]
+        overlapping = iou(boxes[a], boxes[b]) > iou_threshold
+        return overlapping if labels is None else overlapping & (labels[a][:, None] == labels[b])
+
     order = scores.argsort(descending=True, stable=True)
     kept = order[:0]
     for block in order.split(256):
         if max_detections is not None and len(kept) >= max_detections:
             break
-        block = block[~_suppresses(kept, block, boxes, labels, iou_threshold).any(0)]
-        inner = _suppresses(block, block, boxes, labels, iou_threshold).triu(1)
+        block = block[~suppresses(kept, block).any(0)]
+        inner = suppresses(block, block).triu(1)
         keep = torch.ones_like(block, dtype=torch.bool)
         while not torch.equal(keep, settled := ~(inner & keep[:, None]).any(0)):
             keep = settled
@@ -46,107 +52,88 @@ def nms(
     return kept[:max_detections]
 
 
-def _suppresses(a: Tensor, b: Tensor, boxes: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
-    """Whether each of rows `a` would suppress each of rows `b`. int64[P], int64[Q] -> bool[P Q]."""
-    overlapping = iou(boxes[a], boxes[b]) > iou_threshold
-    return overlapping if labels is None else overlapping & (labels[a][:, None] == labels[b])
-
-
 def soft_nms(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor | None = None,
     *,
-    method: str = "gaussian",
-    sigma: float = 0.5,
-    iou_threshold: float = 0.3,
+    sigma: float = SIGMA,
     score_threshold: float = 0.001,
     max_detections: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft suppression: the best box stays, and what overlaps it loses score.
+    """Lower the scores of duplicate boxes: soft NMS.
 
-    gaussian:  s_j <- s_j exp(-iou_j^2 / sigma)
-    linear:    s_j <- s_j (1 - iou_j) where iou_j > iou_threshold
+    The best box stays, the others' scores become s_j exp(-iou_j^2 / sigma), and so on.
 
     Args:
-        boxes: float[N 4], xyxy in any frame.
-        scores: float[N], not negative; of equal scores the first comes first.
-        labels: int64[N]; if given, only boxes of one label lower each other's score.
-        method: "gaussian" or "linear".
-        sigma: width of the Gaussian.
-        iou_threshold: of the linear method.
+        boxes, scores, labels: float[N 4], float[N] >= 0 and int64[N]; of equal scores the first comes first.
         score_threshold: boxes whose score falls to this or below are dropped.
-        max_detections: stop after so many.
 
     Returns:
-        int64[D] and float[D]: rows that stay, best first, and their lowered scores.
+        int64[D] and float[D]: kept rows, best first, and their lowered scores.
 
-    Raises:
-        ValueError: the method is unknown.
-
-    Reference: Bodla et al., Soft-NMS; EfficientDet's published AP uses the Gaussian one with sigma .5.
+    Reference: Bodla et al., Soft-NMS.
     """
-    if method not in ("gaussian", "linear"):
-        raise ValueError(f"method must be 'gaussian' or 'linear', got {method!r}")
-    kept, kept_scores = [], []
-    for _ in range(len(boxes) if max_detections is None else min(max_detections, len(boxes))):
-        score, best = scores.max(0)
+    limit = len(boxes) if max_detections is None else min(max_detections, len(boxes))
+    if 0 < 4 * limit < len(boxes):
+        # Scores only fall: where those of the boxes left out are below the last that is kept, none of them would be.
+        best, order = scores.topk(4 * limit + 1)
+        some = order[:-1].sort().values  # of equal scores the first comes first
+        few = boxes[some], scores[some], None if labels is None else labels[some]
+        keep, kept = soft_nms(*few, sigma=sigma, score_threshold=score_threshold, max_detections=limit)
+        if best[-1] < (kept[-1] if len(keep) == limit else score_threshold):
+            return some[keep], kept
+    rows, kept_scores = [scores[:0].long()], [scores[:0]]
+    for _ in range(limit):
+        score, row = scores.max(0, keepdim=True)
         if score <= score_threshold:
             break
-        kept.append(best)
+        rows.append(row)
         kept_scores.append(score)
-        overlap = iou(boxes[best, None], boxes)[0]
-        if method == "gaussian":
-            decay = torch.exp(-overlap.square() / sigma)
-        else:
-            decay = torch.where(overlap > iou_threshold, 1 - overlap, 1)
+        decay = torch.exp(-iou(boxes[row], boxes)[0].square() / sigma)
         if labels is not None:
-            decay = decay.where(labels == labels[best], 1)
-        scores = (scores * decay).index_fill(0, best, 0)  # settled
-    if not kept:
-        return torch.empty_like(scores[:0], dtype=torch.int64), scores[:0]
-    return torch.stack(kept), torch.stack(kept_scores)
+            decay = decay.where(labels == labels[row], 1)
+        scores = (scores * decay).index_fill(0, row, 0)  # settled
+    return torch.cat(rows), torch.cat(kept_scores)
 
 
-def soft_nms_best(
-    boxes: Tensor, scores: Tensor, labels: Tensor | None = None, *, max_detections: int, score_threshold: float = 0.001
+def fixed_shape_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, max_detections: int, method: str, iou_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """The same as Gaussian `soft_nms`, looking at few of the boxes where the others cannot be among the best.
+    """Suppress as `nms` ("hard") or `soft_nms` ("soft"), for a batch.
 
-    Scores only fall. If those of the boxes left out are below the last score that comes out, none of them would have.
+    No shape depends on values, so that it can be exported. It takes memory of B N^2.
 
     Args:
-        boxes, scores, labels, max_detections, score_threshold: as for `soft_nms`.
+        boxes, scores, labels: float[B N 4], float[B N] and int64[B N]; scores are positive, 0 where there is no box.
 
     Returns:
-        int64[D] and float[D]: rows that stay, best first, and their lowered scores.
+        int64[B D] and float[B D]: kept rows, best first, and their scores; 0 where none is left.
     """
-    search = partial(soft_nms, max_detections=max_detections, score_threshold=score_threshold)
-    few = 4 * max_detections
-    if 0 < few < len(boxes):
-        best, order = scores.topk(few + 1)
-        some = order[:few].sort().values  # of equal scores the first comes first
-        keep, kept_scores = search(boxes[some], scores[some], None if labels is None else labels[some])
-        last = kept_scores[-1] if len(keep) == max_detections else score_threshold
-        if best[few] < last:
-            return some[keep], kept_scores
-    return search(boxes, scores, labels)
+    overlap = iou(boxes, boxes)  # [B N N]
+    decay = torch.exp(-overlap.square() / SIGMA) if method == "soft" else (overlap <= iou_threshold).to(scores.dtype)
+    decay = decay.where(labels[:, :, None] == labels[:, None], 1)
+    rows, kept_scores = [], []
+    for _ in range(max_detections):
+        score, row = scores.max(1, keepdim=True)
+        rows.append(row)
+        kept_scores.append(score)
+        scores = scores * decay.gather(1, row[..., None].expand(-1, -1, boxes.shape[1]))[:, 0]
+        scores = scores.scatter(1, row, 0.0)  # settled
+    return torch.cat(rows, 1), torch.cat(kept_scores, 1)
 
 
-def vote(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, iou_threshold: float = 0.6) -> Tensor:
-    """Better places for the boxes that suppression kept: the mean of all that are of the same object.
+def box_voting(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, iou_threshold: float = 0.6) -> Tensor:
+    """Refine each kept box to the mean of all boxes of the same object.
 
     box_i = sum_j s_j box_j / sum_j s_j  over i itself and every j of its label with iou_ij > threshold
 
     Args:
-        boxes: float[... N 4], xyxy in any frame, before suppression.
-        scores: float[... N], not negative; 0 has no say.
-        labels: int64[... N]
-        keep: int64[... D], the rows that were kept.
-        iou_threshold: of boxes of one object.
+        boxes, scores, labels: float[... N 4], float[... N] and int64[... N], before suppression; score 0 has no vote.
+        keep: int64[... D], the kept rows.
 
     Returns:
-        float[... D 4]
+        float[... D 4].
 
     Reference: Gidaris, Komodakis: Object detection via a multi-region and semantic segmentation-aware CNN model, 2015.
     """
@@ -161,20 +148,15 @@ def vote(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, iou_thr
 def weighted_boxes_fusion(
     boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor, *, count: int, iou_threshold: float = 0.55
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What several detectors, or views, found as one: the mean of the boxes that are of one object.
+    """Fuse the detections of several models or views.
 
     The best box is joined by the best of each other source that has its label and overlaps it by more than the
-    threshold; then the best of those left, and so on.
-
-    box = sum_i s_i box_i / sum_i s_i,   s = sum_i s_i / count
+    threshold; then the best of those left, and so on. box = sum_i s_i box_i / sum_i s_i,   s = sum_i s_i / count
 
     Args:
-        boxes: float[N 4], xyxy in any frame.
-        scores: float[N]; of equal scores the first comes first.
-        labels: int64[N].
-        sources: int64[N], who found it.
-        count: of the sources, those that found nothing included.
-        iou_threshold: of boxes of one object.
+        boxes, scores, labels: float[N 4], float[N] and int64[N].
+        sources: int64[N], the model or view of each box.
+        count: of the sources, those without detections included.
 
     Returns:
         float[D 4], float[D], int64[D]: boxes, scores and labels, best first.
@@ -185,7 +167,7 @@ def weighted_boxes_fusion(
     order = scores.argsort(descending=True, stable=True)
     boxes, scores, labels, sources = boxes[order], scores[order], labels[order], sources[order]
     free = torch.ones_like(labels, dtype=torch.bool)
-    fused, joined, kept = [], [], []
+    fused = [(boxes[:0], scores[:0], labels[:0])]
     for best in range(len(labels)):
         if not free[best]:
             continue
@@ -194,45 +176,9 @@ def weighted_boxes_fusion(
         others = sources[near].unique().tolist()
         rows = [best, *(int((near & (sources == other)).nonzero()[0, 0]) for other in others)]
         free[rows] = False
-        weight = scores[rows]
-        fused.append((weight[:, None] * boxes[rows]).sum(0) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny))
-        joined.append(weight.sum() / count)
-        kept.append(best)
-    if not kept:
-        return boxes[:0], scores[:0], labels[:0]
-    result, score, label = torch.stack(fused), torch.stack(joined), labels[kept]
-    order = score.argsort(descending=True, stable=True)
-    return result[order], score[order], label[order]
-
-
-def nms_in_steps(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, steps: int, iou_threshold: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """The same as `nms`, for a batch, in a fixed number of operations, so that it can be exported.
-
-    Args:
-        boxes: float[B N 4], xyxy in any frame.
-        scores: float[B N], positive; 0 where there is no box.
-        labels: int64[B N]; only boxes of one label suppress each other.
-        steps: boxes that are kept, at most.
-        iou_threshold: a box goes if its IoU with a better one is greater.
-
-    Returns:
-        int64[B steps] and float[B steps]: rows that stay, best first, and their scores; 0 where none is left.
-    """
-    x1, y1, x2, y2 = boxes.unbind(2)
-    areas = (x2 - x1) * (y2 - y1)
-    kept, kept_scores = [], []
-    for _ in range(steps):
-        score, best = scores.max(1, keepdim=True)
-        kept.append(best)
-        kept_scores.append(score)
-        left, top, right, bottom = (side.gather(1, best) for side in (x1, y1, x2, y2))
-        width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
-        height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
-        shared = width * height
-        # IoU > threshold, without a division that an empty box would make undefined.
-        gone = shared > iou_threshold * (areas + areas.gather(1, best) - shared)
-        gone = gone & (labels == labels.gather(1, best))
-        scores = torch.where(gone, 0, scores).scatter(1, best, 0.0)
-    return torch.cat(kept, dim=1), torch.cat(kept_scores, dim=1)
+        weight = scores[rows, None]
+        mean = (weight * boxes[rows]).sum(0, keepdim=True) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        fused.append((mean, weight.sum(0) / count, labels[best, None]))
+    boxes, scores, labels = map(torch.cat, zip(*fused, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    return boxes[order], scores[order], labels[order]

@@ -1,4 +1,4 @@
-"""Anchors: counts, places worked by hand, a plain loop, the reference; coverage against brute force."""
+"""Anchors: counts, places worked by hand, a plain loop, the reference; the largest IoU against brute force."""
 
 import math
 
@@ -8,14 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydet.ops.anchors import ASPECTS, anchors, coverage, coverage_nearby, feature_sizes
-from tinydet.ops.boxes import area, iou, swap_xy, xyxy_to_cxcywh
+from tests.reference_models import swap_xy
+from tinydet.ops.anchors import ASPECTS, anchors, feature_sizes, max_anchor_iou
+from tinydet.ops.boxes import area, iou, xyxy_to_cxcywh
 
 SIZES = [(1, 1), (1, 200), (7, 13), (127, 129), (333, 500), (375, 1242), (256, 896)]
 
 
 def plain_anchors(image_size, scale, octaves, aspects, levels):
-    """In the order and with the words of the paper."""
+    """One anchor after another, in the terms of the paper."""
     height, width = image_size
     boxes = []
     for level in levels:
@@ -82,7 +83,7 @@ def test_settings_are_the_plain_loop():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_anchors_are_spread_evenly_over_any_picture(height, width):
+def test_anchors_are_spread_evenly_over_any_image(height, width):
     boxes = anchors((height, width), dtype=torch.float64)
     assert (area(boxes) > 0).all()
     start = 0
@@ -98,7 +99,7 @@ def test_anchors_are_spread_evenly_over_any_picture(height, width):
 
 
 @pytest.mark.parametrize("image_size", [(0, 896), (256, 0), (-1, 5), (0, 0)])
-def test_no_anchors_without_a_picture(image_size):
+def test_no_anchors_without_an_image(image_size):
     for function in (anchors, feature_sizes):
         with pytest.raises(ValueError, match=rf"image_size must be positive, got \({image_size[0]}, {image_size[1]}\)"):
             function(image_size)
@@ -121,7 +122,7 @@ def test_reference_settings(shared):
     np.testing.assert_allclose(swap_xy(boxes), data["boxes_320x320_scale3"], rtol=1e-5, atol=1e-5)
 
 
-# Coverage
+# Largest IoU
 
 
 def objects(seed, count, dtype=torch.float64):
@@ -130,37 +131,28 @@ def objects(seed, count, dtype=torch.float64):
     return torch.tensor(np.concatenate([corner, corner + rng.uniform(0, 60, (count, 2))], -1), dtype=dtype)
 
 
-def test_coverage_by_hand():
+def test_max_anchor_iou_by_hand():
     boxes = anchors((128, 128))
-    assert torch.equal(coverage(boxes[100:140], boxes), torch.ones(40))  # anchors cover themselves
+    assert torch.equal(max_anchor_iou(boxes[100:140], boxes), torch.ones(40))  # anchors themselves
     # A 16 px square on the centre of a cell lies inside its smallest anchor, 22.4 x 44.8.
-    torch.testing.assert_close(coverage(torch.tensor([[52.0, 52, 68, 68]]), boxes), torch.tensor([256 / 1003.52]))
-    assert coverage(torch.tensor([[1e4, 1e4, 1e4 + 9, 1e4 + 9]]), boxes).item() == 0  # far away
-    assert coverage(torch.tensor([[5.0, 5, 5, 50]]), boxes).item() == 0  # empty
+    torch.testing.assert_close(max_anchor_iou(torch.tensor([[52.0, 52, 68, 68]]), boxes), torch.tensor([256 / 1003.52]))
+    assert max_anchor_iou(torch.tensor([[1e4, 1e4, 1e4 + 9, 1e4 + 9]]), boxes).item() == 0  # far away
+    assert max_anchor_iou(torch.tensor([[5.0, 5, 5, 50]]), boxes).item() == 0  # empty
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 8, 9, 40]))
-def test_coverage_is_brute_force(seed, count):
+def test_max_anchor_iou_is_brute_force(seed, count):
     boxes, set_of_anchors = objects(seed, count), anchors((64, 96), dtype=torch.float64)
-    result = coverage(boxes, set_of_anchors)
+    result = max_anchor_iou(boxes, set_of_anchors)
     expected = [max(iou(box[None], anchor[None]).item() for anchor in set_of_anchors[::97]) for box in boxes[:3]]
-    np.testing.assert_allclose(coverage(boxes[:3], set_of_anchors[::97]), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(max_anchor_iou(boxes[:3], set_of_anchors[::97]), expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(result, iou(boxes, set_of_anchors).numpy().max(1), rtol=0, atol=1e-12)
     assert result.dtype == torch.float64
     assert 0 <= result.min() <= result.max() <= 1
-    assert (coverage(boxes, set_of_anchors[::2]) <= result).all()  # more anchors cover no less
+    assert (max_anchor_iou(boxes, set_of_anchors[::2]) <= result).all()  # more anchors, no less
 
 
-def test_coverage_of_nothing_and_by_nothing():
-    assert coverage(torch.zeros(0, 4), anchors((64, 64))).shape == (0,)
-    assert coverage(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(0, 4)).tolist() == [0, 0, 0]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 30), st.sampled_from([(64, 64), (50, 130), (33, 7)]), st.floats(0.5, 6))
-def test_nearby_anchors_are_enough(seed, count, image_size, scale):
-    """Objects within the picture and partly outside of it."""
-    boxes = objects(seed, count) * torch.tensor([image_size[1], image_size[0]] * 2) / 64
-    expected = coverage(boxes, anchors(image_size, scale=scale, dtype=torch.float64))
-    torch.testing.assert_close(coverage_nearby(boxes, image_size, scale=scale), expected)
+def test_max_anchor_iou_of_no_boxes_and_of_no_anchors():
+    assert max_anchor_iou(torch.zeros(0, 4), anchors((64, 64))).shape == (0,)
+    assert max_anchor_iou(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(0, 4)).tolist() == [0, 0, 0]

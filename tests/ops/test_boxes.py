@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference_models import swap_xy
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -16,7 +17,6 @@ from tinydet.ops.boxes import (
     encode,
     intersection,
     iou,
-    swap_xy,
     xywh_to_xyxy,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
@@ -27,7 +27,7 @@ SHAPES = [(), (5,), (2, 3), (0,), (2, 0, 3)]
 
 
 def random_boxes(seed, shape, *, low=-50.0, high=50.0, dtype=torch.float64):
-    """Boxes with sides of 1 to 41 px, some over the border of any picture."""
+    """Boxes with sides of 1 to 41 px, some over the border of any image."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(low, high, (*shape, 2))
     return torch.tensor(np.concatenate([corner, corner + rng.uniform(1, 41, (*shape, 2))], -1), dtype=dtype)
@@ -49,7 +49,7 @@ def numpy_iou(a, b):
 
 @pytest.mark.parametrize(
     ("convert", "expected"),
-    [(xyxy_to_xywh, [2, 3, 4, 7]), (xyxy_to_cxcywh, [4, 6.5, 4, 7]), (swap_xy, [3, 2, 10, 6])],
+    [(xyxy_to_xywh, [2, 3, 4, 7]), (xyxy_to_cxcywh, [4, 6.5, 4, 7])],
 )
 def test_converters_by_hand(convert, expected):
     assert convert(BOX).tolist() == expected
@@ -63,7 +63,6 @@ def test_converters_by_hand(convert, expected):
         (xywh_to_xyxy, xyxy_to_xywh),
         (xyxy_to_cxcywh, cxcywh_to_xyxy),
         (cxcywh_to_xyxy, xyxy_to_cxcywh),
-        (swap_xy, swap_xy),
     ],
 )
 def test_converters_round_trip(there, back, shape):
@@ -149,6 +148,12 @@ def test_iou_is_symmetric_and_in_range(seed, scale, shift):
 def test_clip_by_hand():
     boxes = torch.tensor([[-5.0, -6, 30, 40], [3, 4, 5, 6], [25, 2, 30, 4], [-9, -9, -1, -1]])
     assert clip(boxes, (10, 20)).tolist() == [[0, 0, 20, 10], [3, 4, 5, 6], [20, 2, 20, 4], [0, 0, 0, 0]]
+
+
+def test_clip_of_a_batch_is_that_of_each():
+    boxes, sizes = random_boxes(5, (3, 6)), torch.tensor([[30, 20], [5, 60], [10, 10]])
+    each = [clip(b, tuple(size)) for b, size in zip(boxes, sizes.tolist(), strict=True)]
+    assert torch.equal(clip(boxes, sizes), torch.stack(each))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tinydet.ops.assign
+from tests.reference_models import swap_xy
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.anchors import anchors
-from tinydet.ops.assign import assign, assign_batch, assign_nearby
-from tinydet.ops.boxes import decode, encode, swap_xy
+from tinydet.ops.assign import assign, assign_batch
+from tinydet.ops.boxes import decode, encode
 
 # Four anchors for the rules: a square, its upper half, the square and as much below, and one apart.
 FOUR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 20], [20, 0, 30, 10]])
@@ -98,7 +98,7 @@ def test_a_forced_match_overrides_a_better_overlap():
     assert labels_of([(0, 0, 10, 9, 0), (0, 3.75, 10, 10, 1)], on=lower) == [1, 0]
 
 
-def test_of_twins_the_first_takes_all():
+def test_of_duplicates_the_first_takes_all():
     result = assign(torch.tensor([[0.0, 0, 10, 10]] * 2), torch.tensor([4, 5]), FOUR)
     assert result.labels.tolist() == [4, 4, 4, BACKGROUND]
     assert result.matches.tolist() == [0, 0, 0, -1]
@@ -129,7 +129,7 @@ def test_a_box_over_the_border_is_matched_whole():
 
 @pytest.mark.parametrize("empty", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_a_picture_without_objects_is_background(rows, empty):
+def test_an_image_without_objects_is_background(rows, empty):
     result = assign(torch.full((rows, 4), empty), torch.full((rows,), BACKGROUND), FOUR)
     assert result.labels.tolist() == [BACKGROUND] * 4
     assert result.matches.tolist() == [-1] * 4
@@ -187,7 +187,7 @@ def test_a_region_is_never_matched():
 
 @st.composite
 def ground_truth(draw):
-    """Whole-number boxes, so that there are ties; some empty, inverted, twins, over the border, far away."""
+    """Whole-number boxes, so that there are ties; some empty, inverted, duplicate, over the border, far away."""
     coordinate = st.integers(-12, 60)
     row = st.tuples(coordinate, coordinate, coordinate, coordinate)
     sorted_row = row.map(lambda r: (min(r[0], r[2]), min(r[1], r[3]), max(r[0], r[2]), max(r[1], r[3])))
@@ -199,9 +199,8 @@ def ground_truth(draw):
 
 
 @settings(deadline=None, max_examples=60)
-@given(ground_truth(), st.sampled_from([0.3, 0.5, 0.75]), st.sampled_from([1, 7, 64, 512]))
-def test_assign_is_its_plain_transcription(truth, iou_threshold, block):
-    """And whoever looks only nearby finds the same, in blocks of any size."""
+@given(ground_truth(), st.sampled_from([0.3, 0.5, 0.75]))
+def test_assign_is_its_plain_transcription(truth, iou_threshold):
     rows, labels = truth
     set_of_anchors = anchors((32, 48), octaves=2, dtype=torch.float64)
     boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
@@ -211,28 +210,21 @@ def test_assign_is_its_plain_transcription(truth, iou_threshold, block):
     assert result.labels.tolist() == targets
     assert result.deltas.dtype == torch.float64
     np.testing.assert_allclose(result.deltas, deltas, rtol=0, atol=1e-12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tinydet.ops.assign, "BLOCK", block)
-        nearby = assign_nearby(
-            boxes[None], torch.tensor(labels, dtype=torch.int64)[None], set_of_anchors, iou_threshold=iou_threshold
-        )
-    for got, expected in zip(nearby, result, strict=True):
-        assert torch.equal(got[0], expected)
 
 
 # Batches
 
 
-def batch(seed=0, pictures=4, rows=5, dtype=torch.float32):
+def batch(seed=0, images=4, rows=5, dtype=torch.float32):
     rng = np.random.default_rng(seed)
-    corner = rng.uniform(-10, 60, (pictures, rows, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(0, 40, (pictures, rows, 2))], -1)
-    return torch.tensor(boxes, dtype=dtype), torch.tensor(rng.integers(IGNORE, 4, (pictures, rows)))
+    corner = rng.uniform(-10, 60, (images, rows, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 40, (images, rows, 2))], -1)
+    return torch.tensor(boxes, dtype=dtype), torch.tensor(rng.integers(IGNORE, 4, (images, rows)))
 
 
-@pytest.mark.parametrize(("pictures", "rows"), [(4, 5), (1, 1), (3, 0)])
-def test_a_batch_is_its_pictures(pictures, rows):
-    boxes, labels = batch(1, pictures, rows)
+@pytest.mark.parametrize(("images", "rows"), [(4, 5), (1, 1), (3, 0)])
+def test_a_batch_is_its_images(images, rows):
+    boxes, labels = batch(1, images, rows)
     set_of_anchors = anchors((64, 80))
 
     def one(boxes, labels):
@@ -240,7 +232,6 @@ def test_a_batch_is_its_pictures(pictures, rows):
 
     each = [one(b, t) for b, t in zip(boxes, labels, strict=True)]
     for result in (
-        assign_nearby(boxes, labels, set_of_anchors, iou_threshold=0.4),
         assign_batch(boxes, labels, set_of_anchors, iou_threshold=0.4),
         torch.func.vmap(one)(boxes, labels),
         torch.func.vmap(one, chunk_size=2)(boxes, labels),
@@ -274,17 +265,17 @@ def test_deltas_follow_the_boxes_of_matched_rows_alone():
 # The reference
 
 
-@pytest.mark.parametrize("picture", range(4))  # picture 2 has no objects
-def test_reference(shared, picture):
+@pytest.mark.parametrize("image", range(4))  # image 2 has no objects
+def test_reference(shared, image):
     data = np.load(shared / "reference" / "assign.npz")
-    boxes, classes = swap_xy(torch.from_numpy(data[f"bbox_{picture}"])), torch.from_numpy(data[f"cls_{picture}"])
+    boxes, classes = swap_xy(torch.from_numpy(data[f"bbox_{image}"])), torch.from_numpy(data[f"cls_{image}"])
     real, labels = classes > -1, classes.long() - 1  # its classes count from 1
     result = assign(boxes[real], labels[real], anchors((512, 512)))
-    np.testing.assert_array_equal(result.matches, data[f"match_{picture}"])
-    assert (result.labels >= 0).sum() == data["num_positives"][picture]
+    np.testing.assert_array_equal(result.matches, data[f"match_{image}"])
+    assert (result.labels >= 0).sum() == data["num_positives"][image]
     levels = range(3, 8)
-    expected = np.concatenate([data[f"cls_targets_p{level}"][picture].reshape(-1) for level in levels])
-    deltas = np.concatenate([data[f"box_targets_p{level}"][picture].reshape(-1, 4) for level in levels])
+    expected = np.concatenate([data[f"cls_targets_p{level}"][image].reshape(-1) for level in levels])
+    deltas = np.concatenate([data[f"box_targets_p{level}"][image].reshape(-1, 4) for level in levels])
     np.testing.assert_array_equal(result.labels, expected)
     np.testing.assert_allclose(swap_xy(result.deltas), deltas, rtol=1e-5, atol=1e-5)
 

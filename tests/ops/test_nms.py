@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tinydet.ops.nms
-from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, vote, weighted_boxes_fusion
+from tinydet.ops.nms import box_voting, fixed_shape_nms, nms, soft_nms, weighted_boxes_fusion
 
 
 def plain_nms(boxes, scores, labels, iou_threshold):
@@ -35,8 +34,8 @@ def plain_iou(a, b):
     return shared / (sum(areas) - shared) if any(areas) else 0
 
 
-def plain_soft_nms(boxes, scores, labels, decay, score_threshold=0.001):
-    """The paper's figure 2, with a decay of its choice."""
+def plain_soft_nms(boxes, scores, labels, sigma, score_threshold=0.001):
+    """The paper's figure 2."""
     boxes, scores, left, keep = boxes.tolist(), scores.tolist(), list(range(len(boxes))), []
     while left:
         best = max(left, key=lambda i: scores[i])
@@ -46,7 +45,7 @@ def plain_soft_nms(boxes, scores, labels, decay, score_threshold=0.001):
         keep.append((best, scores[best]))
         for i in left:
             if labels[i] == labels[best]:
-                scores[i] *= decay(plain_iou(boxes[i], boxes[best]))
+                scores[i] *= math.exp(-(plain_iou(boxes[i], boxes[best]) ** 2) / sigma)
     return keep
 
 
@@ -56,8 +55,8 @@ def scene(seed, count, *, field=60, levels=5, classes=3, broken=0.0):
     corner = rng.integers(-field, field, (count, 2))
     boxes = np.concatenate([corner, corner + rng.integers(1, 30, (count, 2))], -1)
     if count:
-        twins = rng.random(count) < 0.1
-        boxes[twins] = boxes[rng.integers(0, count, twins.sum())]
+        again = rng.random(count) < 0.1
+        boxes[again] = boxes[rng.integers(0, count, again.sum())]
     wrong = rng.random(count) < broken
     boxes[wrong] = rng.integers(-field, field, (wrong.sum(), 4))
     boxes[rng.random(count) < broken, 2:] = 0
@@ -193,104 +192,71 @@ def test_soft_by_hand():
     keep, lowered = soft_nms(boxes, scores)
     assert keep.tolist() == [0, 2, 1]  # .8 exp(-.25 / .5) = .485
     assert lowered.tolist() == pytest.approx([0.9, 0.5, 0.8 * math.exp(-0.5)])
-    keep, lowered = soft_nms(boxes, scores, method="linear")
-    assert keep.tolist() == [0, 2, 1]
-    assert lowered.tolist() == pytest.approx([0.9, 0.5, 0.4])
-    for settings_ in ({"labels": torch.tensor([0, 1, 0])}, {"method": "linear", "iou_threshold": 0.5}):
-        keep, lowered = soft_nms(boxes, scores, **settings_)
-        assert keep.tolist() == [0, 1, 2]
-        assert torch.equal(lowered, scores)
+    keep, lowered = soft_nms(boxes, scores, torch.tensor([0, 1, 0]))
+    assert keep.tolist() == [0, 1, 2]
+    assert torch.equal(lowered, scores)
     keep, lowered = soft_nms(boxes, scores, score_threshold=0.5)  # at it or below is out
     assert keep.tolist() == [0]
 
 
-def test_soft_of_equal_scores_takes_the_first_and_twins_vanish():
+def test_soft_of_equal_scores_takes_the_first():
     boxes = torch.tensor([[0.0, 0, 10, 10], [30, 0, 40, 10], [0, 0, 10, 10], [60, 0, 70, 10]])
-    keep, lowered = soft_nms(boxes, torch.full((4,), 0.5), method="linear")
-    assert keep.tolist() == [0, 1, 3]
-    assert lowered.tolist() == [0.5] * 3
     keep, lowered = soft_nms(boxes, torch.full((4,), 0.5))
     assert keep.tolist() == [0, 1, 3, 2]
-    assert lowered[3].item() == pytest.approx(0.5 * math.exp(-2))
+    assert lowered.tolist() == pytest.approx([0.5] * 3 + [0.5 * math.exp(-2)])
 
 
-@pytest.mark.parametrize("method", ["gaussian", "linear"])
-def test_soft_of_none_and_of_none_above_the_threshold(method):
-    for count in (0, 3):
-        keep, lowered = soft_nms(torch.rand(count, 4), torch.zeros(count), method=method)
-        assert keep.shape == lowered.shape == (0,)
-        assert keep.dtype == torch.int64
-        assert lowered.dtype == torch.float32
+@pytest.mark.parametrize("count", [0, 3])
+def test_soft_of_none_and_of_none_above_the_threshold(count):
+    keep, lowered = soft_nms(torch.rand(count, 4), torch.zeros(count))
+    assert keep.shape == lowered.shape == (0,)
+    assert keep.dtype == torch.int64
+    assert lowered.dtype == torch.float32
 
 
 @settings(deadline=None, max_examples=25)
 @given(SEEDS, st.sampled_from([1, 2, 20, 60]), st.sampled_from([0.1, 0.5, 2.0]))
-def test_gaussian_is_its_definition(seed, count, sigma):
+def test_soft_is_its_definition(seed, count, sigma):
     boxes, _, labels = scene(seed, count, field=15, broken=0.1)
     scores = np.random.default_rng(seed).uniform(0, 1, count)
     keep, lowered = soft_nms(*tensors(boxes, scores, labels, torch.float64), sigma=sigma)
-    expected = plain_soft_nms(boxes, scores, labels, lambda iou: math.exp(-(iou**2) / sigma))
+    expected = plain_soft_nms(boxes, scores, labels, sigma)
     assert keep.tolist() == [row for row, _ in expected]
     np.testing.assert_allclose(lowered, [score for _, score in expected], rtol=0, atol=1e-12)
-
-
-@settings(deadline=None, max_examples=25)
-@given(SEEDS, st.sampled_from([1, 2, 20, 60]), st.sampled_from([0.0, 0.3, 0.5]))
-def test_linear_is_its_definition_with_ties(seed, count, iou_threshold):
-    boxes, scores, labels = scene(seed, count, field=15, broken=0.1)
-    keep, lowered = soft_nms(
-        *tensors(boxes, scores, labels, torch.float64), method="linear", iou_threshold=iou_threshold
-    )
-    expected = plain_soft_nms(boxes, scores, labels, lambda iou: 1 - iou if iou > iou_threshold else 1)
-    assert keep.tolist() == [row for row, _ in expected]
-    np.testing.assert_allclose(lowered, [score for _, score in expected], rtol=0, atol=1e-12)
-
-
-@settings(deadline=None, max_examples=25)
-@given(SEEDS, st.sampled_from(["gaussian", "linear"]))
-def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, method):
-    boxes, scores, labels = tensors(*scene(seed, 40, field=15))
-    keep, lowered = soft_nms(boxes, scores, labels, method=method)
-    assert len(keep.unique()) == len(keep)
-    assert (lowered.diff() <= 0).all()
-    assert (lowered <= scores[keep]).all()
-    for limit in (0, 1, 7, 100):
-        first, first_lowered = soft_nms(boxes, scores, labels, method=method, max_detections=limit)
-        assert torch.equal(first, keep[:limit])
-        assert torch.equal(first_lowered, lowered[:limit])
 
 
 @settings(deadline=None, max_examples=40)
-@given(SEEDS, st.sampled_from([0, 1, 5, 20]), st.sampled_from([2, 15, 60]), st.booleans())
-def test_the_best_of_soft_are_the_first_of_all(seed, limit, field, by_class):
+@given(SEEDS, st.sampled_from([2, 15, 60]), st.booleans(), st.sampled_from([0.001, 0.3]))
+def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, field, by_class, score_threshold):
+    """Also where few of the boxes are looked at first: 4 of each that may be kept."""
     boxes, _, labels = scene(seed, 200, field=field)
     scores = np.random.default_rng(seed).random(200) ** 3
     boxes, scores, labels = tensors(boxes, scores, labels, torch.float64)
     labels = labels if by_class else None
-    threshold = 0.01 if seed % 2 else 0.3
-    keep, lowered = soft_nms(boxes, scores, labels, max_detections=limit, score_threshold=threshold)
-    found, found_lowered = soft_nms_best(boxes, scores, labels, max_detections=limit, score_threshold=threshold)
-    assert torch.equal(found, keep)
-    torch.testing.assert_close(found_lowered, lowered, rtol=1e-12, atol=0)
+    keep, lowered = soft_nms(boxes, scores, labels, score_threshold=score_threshold)
+    assert len(keep.unique()) == len(keep)
+    assert (lowered.diff() <= 0).all()
+    assert (lowered <= scores[keep]).all()
+    for limit in (0, 1, 7, 20, 100):
+        first, first_lowered = soft_nms(boxes, scores, labels, score_threshold=score_threshold, max_detections=limit)
+        assert torch.equal(first, keep[:limit])
+        torch.testing.assert_close(first_lowered, lowered[:limit], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("apart", "searches"), [(True, [40]), (False, [40, 200])])
-def test_the_best_of_soft_look_at_all_boxes_only_where_they_must(monkeypatch, apart, searches):
-    sizes = []
+@pytest.mark.parametrize(("apart", "sizes"), [(True, {40}), (False, {40, 200})])
+def test_soft_looks_at_all_boxes_only_where_it_must(apart, sizes):
+    seen = set()
 
-    def watched(boxes, *args, **kwargs):
-        sizes.append(len(boxes))
-        return soft_nms(boxes, *args, **kwargs)
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.exp.default:
+                seen.add(args[0].numel())
+            return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(tinydet.ops.nms, "soft_nms", watched)
     boxes = torch.tensor([0.0, 0, 10, 10]) + 20.0 * apart * torch.arange(200)[:, None]
-    soft_nms_best(boxes, torch.linspace(1, 0.5, 200), max_detections=10)
-    assert sizes == searches
-
-
-def test_soft_method_is_named():
-    with pytest.raises(ValueError, match="method must be 'gaussian' or 'linear', got 'hard'"):
-        soft_nms(torch.zeros(1, 4), torch.zeros(1), method="hard")
+    with Watch():
+        soft_nms(boxes, torch.linspace(1, 0.5, 200), max_detections=10)
+    assert seen == sizes
 
 
 # The reference
@@ -301,24 +267,36 @@ def test_reference(shared):
     boxes, scores, labels = data["boxes_xyxy"], data["scores"], data["classes"]
     assert torch.equal(nms(boxes, scores, labels), data["hard_keep"])
     assert torch.equal(nms(boxes, scores), data["hard_agnostic_keep"])
-    for method, name in (("gaussian", "soft_gauss"), ("linear", "soft_linear")):
-        keep, lowered = soft_nms(boxes, scores, labels, method=method)
-        assert torch.equal(keep, data[f"{name}_idx"])
-        torch.testing.assert_close(lowered, data[f"{name}_scores"], rtol=0, atol=1e-5)
+    keep, lowered = soft_nms(boxes, scores, labels)
+    assert torch.equal(keep, data["soft_gauss_idx"])
+    torch.testing.assert_close(lowered, data["soft_gauss_scores"], rtol=0, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 45), st.sampled_from([0.3, 0.5]))
-def test_in_steps_is_greedy(seed, count, steps, iou_threshold):
-    """A batch of two scenes; rows beyond the last box score nothing."""
+# Fixed shapes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 35), st.sampled_from([0.3, 0.5]))
+def test_fixed_shape_nms_is_nms_and_soft_nms(seed, count, limit, iou_threshold):
+    """A batch of two scenes; rows beyond the last box have score 0."""
     scenes = [tensors(*scene(seed + i, count, levels=10**6)) for i in range(2)]
     boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
-    scores = scores.abs() + 0.01
-    keep, kept = nms_in_steps(boxes, scores, labels, steps=steps, iou_threshold=iou_threshold)
+    boxes, scores = boxes.double(), scores.double()
+    limits = {"max_detections": limit}
+    keep, kept = fixed_shape_nms(boxes, scores, labels, method="hard", iou_threshold=iou_threshold, **limits)
+    soft_keep, soft_kept = fixed_shape_nms(boxes, scores, labels, method="soft", **limits)
+    assert keep.shape == kept.shape == soft_keep.shape == soft_kept.shape == (2, limit)
     for i in range(2):
-        expected = nms(boxes[i], scores[i], labels[i], iou_threshold=iou_threshold, max_detections=steps)
+        image = boxes[i], scores[i], labels[i]
+        expected = nms(*image, iou_threshold=iou_threshold, **limits)
         assert keep[i][kept[i] > 0].tolist() == expected.tolist()
         assert kept[i][kept[i] > 0].tolist() == scores[i][expected].tolist()
+        expected, lowered = soft_nms(*image, score_threshold=0, **limits)
+        assert soft_keep[i][soft_kept[i] > 0].tolist() == expected.tolist()
+        torch.testing.assert_close(soft_kept[i][soft_kept[i] > 0], lowered, rtol=1e-12, atol=0)
+
+
+# Fusion and voting
 
 
 def test_boxes_of_one_object_are_fused():
@@ -354,34 +332,34 @@ def test_fusion_of_a_single_source_changes_nothing(seed, count):
     assert torch.equal(label, labels[order])
 
 
-def plain_vote(boxes, scores, labels, keep, iou_threshold):
-    placed = []
+def plain_box_voting(boxes, scores, labels, keep, iou_threshold):
+    refined = []
     for i in keep:
         near = [labels[j] == labels[i] and plain_iou(boxes[i], boxes[j]) > iou_threshold for j in range(len(boxes))]
-        said = [j for j in range(len(boxes)) if j == i or near[j]]
-        total = sum(scores[j] for j in said)
-        placed.append([sum(scores[j] * boxes[j][side] for j in said) / total for side in range(4)])
-    return placed
+        voters = [j for j in range(len(boxes)) if j == i or near[j]]
+        total = sum(scores[j] for j in voters)
+        refined.append([sum(scores[j] * boxes[j][side] for j in voters) / total for side in range(4)])
+    return refined
 
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 40), st.sampled_from([0.3, 0.6]))
-def test_votes_are_their_definition(seed, count, iou_threshold):
+def test_box_voting_is_its_definition(seed, count, iou_threshold):
     """Of a batch of two, empty and inverted boxes among them."""
     made = [scene(seed + i, count, broken=0.2) for i in range(2)]
     scenes = [tensors(a, b, c, torch.float64) for a, b, c in made]
     boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
     keep = torch.stack([torch.randperm(count)[: 1 + count // 2] for _ in range(2)])
-    placed = vote(boxes, scores, labels, keep, iou_threshold=iou_threshold)
+    refined = box_voting(boxes, scores, labels, keep, iou_threshold=iou_threshold)
     for i, (a, b, c) in enumerate(made):
-        expected = plain_vote(a.tolist(), b.tolist(), c.tolist(), keep[i].tolist(), iou_threshold)
-        torch.testing.assert_close(placed[i], torch.tensor(expected, dtype=torch.float64))
-        single = vote(boxes[i], scores[i], labels[i], keep[i], iou_threshold=iou_threshold)
-        torch.testing.assert_close(single, placed[i])
+        expected = plain_box_voting(a.tolist(), b.tolist(), c.tolist(), keep[i].tolist(), iou_threshold)
+        torch.testing.assert_close(refined[i], torch.tensor(expected, dtype=torch.float64))
+        single = box_voting(boxes[i], scores[i], labels[i], keep[i], iou_threshold=iou_threshold)
+        torch.testing.assert_close(single, refined[i])
 
 
-def test_votes_of_none():
+def test_box_voting_of_none():
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert vote(torch.zeros(0, 4), torch.zeros(0), nothing, nothing).shape == (0, 4)
+    assert box_voting(torch.zeros(0, 4), torch.zeros(0), nothing, nothing).shape == (0, 4)
     box = torch.tensor([[1.0, 2, 3, 4]])
-    assert vote(box, torch.zeros(1), torch.tensor([0]), torch.tensor([0])).tolist() == box.tolist()
+    assert box_voting(box, torch.zeros(1), torch.tensor([0]), torch.tensor([0])).tolist() == box.tolist()

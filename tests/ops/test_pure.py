@@ -1,9 +1,12 @@
-"""Every function of the wing changes no argument, keeps float64, and can be differentiated and mapped by torch.func."""
+"""The functions of the wing change no argument, keep float64, and can be differentiated and mapped by torch.func."""
 
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 import tinydet.ops
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.ops.anchors import anchors, coverage, coverage_nearby, feature_sizes
-from tinydet.ops.assign import assign, assign_batch, assign_nearby
+from tinydet.ops import kernels
+from tinydet.ops.anchors import anchors, feature_sizes, max_anchor_iou
+from tinydet.ops.assign import assign, assign_batch, match_anchors
 from tinydet.ops.boxes import (
     area,
     clip,
@@ -21,15 +25,12 @@ from tinydet.ops.boxes import (
     encode,
     intersection,
     iou,
-    swap_xy,
     xywh_to_xyxy,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
-from tinydet.ops.depthwise import depthwise_conv
-from tinydet.ops.fusion import METHODS, weighted_fusion
-from tinydet.ops.losses import detection_loss, focal_loss, huber_loss
-from tinydet.ops.nms import nms, nms_in_steps, soft_nms, soft_nms_best, vote, weighted_boxes_fusion
+from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss
+from tinydet.ops.nms import METHODS, box_voting, fixed_shape_nms, nms, soft_nms, weighted_boxes_fusion
 
 # torch itself scripts a few decompositions when forward-mode derivatives are first asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")
@@ -44,63 +45,63 @@ def values(*shape):
 
 
 def boxes(*shape, seed=0):
-    """Some over the border of a 16 x 24 picture, none aligned with another."""
+    """Some over the border of a 16 x 24 image, none aligned with another."""
     corner, size = torch.rand(2, *shape, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     corner = corner * 25 - 4
     return torch.cat([corner, corner + 3 + 12 * size], -1)
 
 
-def fuse(a, b, c, weights, *, method):
-    return weighted_fusion([a, b, c], weights, method=method)
-
-
 # Functions of tensors alone, whose floating results follow smoothly from their floating arguments, for a single
 # example. The first axis of three is what vmap maps.
-SMOOTH = {
+SMOOTH: dict[str, tuple[Any, ...]] = {
     "xyxy_to_xywh": (xyxy_to_xywh, boxes(3, 5)),
     "xywh_to_xyxy": (xywh_to_xyxy, boxes(3, 5)),
     "xyxy_to_cxcywh": (xyxy_to_cxcywh, boxes(3, 5)),
     "cxcywh_to_xyxy": (cxcywh_to_xyxy, boxes(3, 5)),
-    "swap_xy": (swap_xy, boxes(3, 5)),
     "area": (area, boxes(3, 5)),
     "intersection": (intersection, boxes(3, 5), boxes(3, 4, seed=1)),
     "iou": (iou, boxes(3, 5), boxes(3, 4, seed=1)),
     "clip": (partial(clip, size=(16, 24)), boxes(3, 5)),
+    "clip, each": (clip, boxes(3, 2, 5), torch.tensor([[16, 24], [9, 7]]).repeat(3, 1, 1)),
     "encode": (encode, boxes(3, 5), boxes(3, 5, seed=1)),
     "decode": (decode, values(3, 5, 4), boxes(3, 5)),
-    "coverage": (coverage, boxes(3, 5), ANCHORS + 0.1 * values(3, *ANCHORS.shape)),
-    "assign": (assign, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS + 0.1 * values(3, *ANCHORS.shape)),
+    "max_anchor_iou": (max_anchor_iou, boxes(3, 5), ANCHORS + 0.1 * values(3, *ANCHORS.shape)),
+    "assign": (assign, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS[::3] + 0.1 * values(3, len(ANCHORS[::3]), 4)),
     "focal_loss": (focal_loss, values(3, 5, 3), LABELS.repeat(3, 1)),
-    "focal_loss, smooth": (partial(focal_loss, gamma=2.0, smoothing=0.1), values(3, 5, 3), LABELS.repeat(3, 1)),
+    "focal_loss, gamma": (partial(focal_loss, gamma=2.0), values(3, 5, 3), LABELS.repeat(3, 1)),
+    "focal_loss_sum": (focal_loss_sum, values(3, 5, 3), LABELS.repeat(3, 1)),
     "huber_loss": (partial(huber_loss, delta=0.7), values(3, 5, 4), values(3, 5, 4)),
-    "depthwise_conv": (partial(depthwise_conv, padding=2), values(3, 1, 2, 4, 5), values(3, 2, 1, 5, 5)),
+    "kernels.depthwise_conv": (
+        partial(kernels.depthwise_conv, padding=2),
+        values(3, 1, 2, 4, 5),
+        values(3, 2, 1, 5, 5),
+    ),
     "detection_loss": (detection_loss, values(3, 5, 3), values(3, 5, 4), LABELS.repeat(3, 1), values(3, 5, 4)),
-    **{
-        f"weighted_fusion, {method}": (partial(fuse, method=method), *values(3, 3, 2, 4, 4), values(3, 3).abs())
-        for method in METHODS
-    },
 }
 # The rest: no tensor arguments, or results that jump.
-OTHER = {
+OTHER: dict[str, tuple[Any, ...]] = {
     "feature_sizes": (feature_sizes, (16, 24)),
     "anchors": (partial(anchors, dtype=torch.float64), (16, 24)),
     "assign_batch": (assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
-    "assign_nearby": (assign_nearby, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
-    "detection_loss, once": (
-        partial(detection_loss, once=True),
-        *(values(3, 5, 3), values(3, 5, 4), LABELS.repeat(3, 1), values(3, 5, 4)),
-    ),
+    "match_anchors": (partial(match_anchors, iou_threshold=0.5), values(4, 9)),
+    "kernels.assign_batch": (kernels.assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
+    "kernels.focal_loss_sum": (kernels.focal_loss_sum, values(3, 5, 3), LABELS.repeat(3, 1)),
+    "kernels.max_anchor_iou": (partial(kernels.max_anchor_iou, image_size=(16, 24)), boxes(3, 5)[0]),
     "nms": (nms, boxes(40), values(40), torch.arange(40) % 2),
     "soft_nms": (soft_nms, boxes(40), values(40).abs(), torch.arange(40) % 2),
-    "soft_nms_best": (partial(soft_nms_best, max_detections=5), boxes(40), values(40).abs(), torch.arange(40) % 2),
-    "coverage_nearby": (partial(coverage_nearby, image_size=(16, 24)), boxes(3, 5)[0]),
-    "nms_in_steps": (partial(nms_in_steps, steps=4), boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1)),
-    "vote": (vote, boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1), torch.arange(3)[:, None] % 5),
+    "soft_nms, few": (partial(soft_nms, max_detections=5), boxes(40), values(40).abs(), torch.arange(40) % 2),
+    **{
+        f"fixed_shape_nms, {method}": (
+            partial(fixed_shape_nms, max_detections=4, method=method),
+            *(boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1)),
+        )
+        for method in METHODS
+    },
+    "box_voting": (box_voting, boxes(3, 5), values(3, 5).abs(), LABELS.repeat(3, 1), torch.arange(3)[:, None] % 5),
     "weighted_boxes_fusion": (
         partial(weighted_boxes_fusion, count=2),
         *(boxes(40), values(40).abs(), torch.arange(40) % 2, torch.arange(40) // 20),
     ),
-    "soft_nms, linear": (partial(soft_nms, method="linear"), boxes(40), values(40).abs(), torch.arange(40) % 2),
 }
 
 
@@ -136,9 +137,31 @@ def smooth(request):
 def test_the_tables_name_every_function():
     names = set()
     for module in pkgutil.iter_modules(tinydet.ops.__path__):
-        contents = vars(importlib.import_module(f"tinydet.ops.{module.name}")).items()
-        names |= {k for k, v in contents if inspect.isfunction(v) and v.__module__.startswith("tinydet.ops")}
-    assert {name.split(",")[0] for name in [*SMOOTH, *OTHER]} == {name for name in names if not name.startswith("_")}
+        contents = vars(importlib.import_module(f"tinydet.ops.{module.name}"))
+        own = {k for k, v in contents.items() if inspect.isfunction(v) and v.__module__ == f"tinydet.ops.{module.name}"}
+        names |= {f"kernels.{name}" if module.name == "kernels" else name for name in own if name[0] != "_"}
+    assert {name.split(",")[0] for name in [*SMOOTH, *OTHER]} == names
+
+
+def test_names_of_the_wing_are_functions_whatever_was_loaded_before():
+    for _ in range(2):
+        for name in ("anchors", "assign", "nms"):
+            module = importlib.import_module(f"tinydet.ops.{name}")
+            assert inspect.ismodule(module)
+            assert getattr(tinydet.ops, name) is getattr(module, name)
+    assert all(inspect.isroutine(getattr(tinydet.ops, name)) or name.istitle() for name in tinydet.ops.__all__)
+
+
+def test_functions_and_modules_of_one_name():
+    code = """
+import tinydet.ops.nms, tinydet.ops.assign
+from tinydet.ops import anchors, assign, nms
+from tinydet.ops.anchors import anchors as same
+import tinydet.ops.anchors
+from tinydet.ops import anchors as again, kernels
+assert anchors is same is again and callable(assign) and callable(nms) and callable(kernels.assign_batch)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, *OTHER])

@@ -1,0 +1,172 @@
+"""The faster variants are what they are variants of, gradients and their gradients included."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.ops import anchors, assign, detection_loss, kernels
+from tinydet.ops.anchors import max_anchor_iou
+from tinydet.ops.kernels import depthwise_conv
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")  # torch's own forward mode
+CASES = [(5, 1, 2, (9, 11)), (5, 2, 0, (13, 12)), (7, 1, 3, (8, 8)), (5, 2, 2, (8, 9)), (3, 1, 1, (5, 5))]
+Conv = Callable[[Tensor, Tensor], Tensor]
+
+
+# Depthwise convolution
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> tuple[Conv, Conv, Tensor, Tensor]:
+    """The function, its definition, and their arguments."""
+    width, stride, padding, size = request.param
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    weight = torch.randn(6, 1, width, width, dtype=torch.float64)
+    fast = lambda x, weight: depthwise_conv(x, weight, stride=stride, padding=padding)  # noqa: E731
+    plain = lambda x, weight: F.conv2d(x, weight, None, stride, padding, groups=6)  # noqa: E731
+    return fast, plain, x, weight
+
+
+def test_value_and_gradients(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
+    fast, plain, x, weight = case
+    assert torch.equal(fast(x, weight), plain(x, weight))
+    found, expected = (
+        torch.func.grad(lambda x, weight, conv=conv: conv(x, weight).sin().sum(), argnums=(0, 1))(x, weight)
+        for conv in (fast, plain)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradient_of_the_kernel_alone(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
+    fast, plain, x, weight = case
+    leaf = weight.requires_grad_()
+    found, expected = (torch.autograd.grad(conv(x, leaf).sin().sum(), leaf) for conv in (fast, plain))
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradient_of_the_gradient(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
+    fast, plain, x, weight = case
+    tangent = torch.randn_like(weight)
+
+    def curvature(conv: Conv) -> Tensor:
+        def loss(weight: Tensor) -> Tensor:
+            return conv(x, weight).sin().sum()
+
+        return torch.func.jvp(torch.func.grad(loss), (weight,), (tangent,))[1]
+
+    torch.testing.assert_close(curvature(fast), curvature(plain))
+
+
+def test_the_kernels_gradient_takes_no_wide_convolution() -> None:
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 5, 5, requires_grad=True)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        torch.autograd.grad(depthwise_conv(x, weight, padding=2).sum(), weight)
+    shapes = [event.input_shapes for event in profile.events() if event.name == "aten::convolution_backward"]
+    assert [shape[2] for shape in shapes] == [[4, 1, 5, 3], [4, 1, 5, 2]]
+
+
+# Focal loss
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    shape=st.sampled_from([(1, 1, 1), (2, 7, 3), (3, 50, 1), (1, 300, 5)]),
+    gamma=st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.7]),
+    alpha=st.sampled_from([0.1, 0.25, 0.9]),
+    spread=st.sampled_from([1.0, 30.0]),
+    chunk=st.sampled_from([1, 16, 1 << 17]),
+)
+@settings(max_examples=60, deadline=None)
+def test_focal_loss_sum(seed, shape, gamma, alpha, spread, chunk):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    deltas, targets = (torch.randn(*shape[:2], 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    deltas.requires_grad_()
+    labels = torch.randint(IGNORE, shape[-1], shape[:2], generator=generator)
+    before = logits.detach().clone(), labels.clone()
+
+    def value_and_gradients(**settings):
+        losses = detection_loss(logits, deltas, labels, targets, alpha=alpha, gamma=gamma, **settings)
+        return losses, torch.autograd.grad(3 * losses.total, (logits, deltas))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "CHUNK", chunk)
+        losses, gradients = value_and_gradients(focal_sum=kernels.focal_loss_sum)
+    expected, slow = value_and_gradients()
+    torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients, slow, rtol=1e-9, atol=1e-12)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_focal_loss_sum_in_single_precision_at_the_ends():
+    """Confident and right, confident and wrong, and neither: float32 against the definition in float64."""
+    logits = torch.tensor([-300.0, -90, -20, -5, 0, 5, 20, 90, 300]).repeat(3, 1)[None]
+    labels = torch.tensor([[BACKGROUND, 4, IGNORE]])
+
+    def value_and_gradient(x, **settings):
+        x = x.clone().requires_grad_()
+        zeros = torch.zeros(1, 3, 4, dtype=x.dtype)
+        value = detection_loss(x, zeros, labels, zeros, **settings).classification
+        return value.detach().double(), torch.autograd.grad(value, x)[0].double()
+
+    found, expected = value_and_gradient(logits, focal_sum=kernels.focal_loss_sum), value_and_gradient(logits.double())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_focal_loss_sum_is_differentiable_once():
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    value = kernels.focal_loss_sum(logits, torch.tensor([[0, BACKGROUND]]))
+    (gradient,) = torch.autograd.grad(value.square(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+# Anchors and assignment
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 30), st.sampled_from([(64, 64), (50, 130), (33, 7)]), st.floats(0.5, 6))
+def test_max_anchor_iou(seed, count, image_size, scale):
+    """Objects within the image and partly outside of it."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(-20, 120, (count, 2))
+    boxes = torch.tensor(np.concatenate([corner, corner + rng.uniform(0, 60, (count, 2))], -1))
+    boxes = boxes * torch.tensor([image_size[1], image_size[0]] * 2) / 64
+    expected = max_anchor_iou(boxes, anchors(image_size, scale=scale, dtype=torch.float64))
+    torch.testing.assert_close(kernels.max_anchor_iou(boxes, image_size, scale=scale), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(0, 8),
+    whole=st.booleans(),
+    iou_threshold=st.sampled_from([0.3, 0.5, 0.75]),
+    block=st.sampled_from([1, 7, 64, 512]),
+)
+def test_assign_batch(seed, rows, whole, iou_threshold, block):
+    """Whole-number boxes for ties; some empty, inverted, duplicate, far away; padding that is no number."""
+    rng = np.random.default_rng(seed)
+    corner, side = rng.uniform(-12, 50, (3, rows, 2)), rng.uniform(-4, 40, (3, rows, 2))
+    boxes = torch.tensor(np.concatenate([corner, corner + side], -1))
+    boxes = boxes.round() if whole else boxes
+    labels = torch.tensor(rng.integers(IGNORE, 4, (3, rows)))
+    if rows > 2:
+        boxes[:, 2], boxes[1, 0] = boxes[:, 0], 1000
+    boxes[labels == BACKGROUND] = torch.nan
+    set_of_anchors = anchors((32, 48), octaves=2, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "BLOCK", block)
+        result = kernels.assign_batch(boxes, labels, set_of_anchors, iou_threshold=iou_threshold)
+    for i, (b, k) in enumerate(zip(boxes, labels, strict=True)):
+        expected = assign(b, k, set_of_anchors, iou_threshold=iou_threshold)
+        assert all(torch.equal(x[i], y) for x, y in zip(result, expected, strict=True))
