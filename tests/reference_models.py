@@ -1,4 +1,4 @@
-"""effdet's reference models for the tests: weights made from their names, and its outputs in our order."""
+"""effdet's reference models for the tests: weights generated from their names, and its outputs in our order."""
 
 import zlib
 from math import prod
@@ -26,6 +26,11 @@ def rebuilt(keys, stats):
             value = r.standard_normal(shape) / np.sqrt(prod(shape[1:]))
         weights[key] = torch.tensor(np.asarray(value, dtype=np.float32))
     return weights
+
+
+def swap_xy(boxes):
+    """Swap xyxy and the yxyx of TensorFlow models; tx, ty, tw, th and ty, tx, th, tw. float[... 4] -> the same."""
+    return boxes[..., [1, 0, 3, 2]]
 
 
 def levels_of(npz, prefix, last):

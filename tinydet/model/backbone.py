@@ -1,8 +1,8 @@
-"""EfficientNet and EfficientNet-Lite, up to the features that a detector needs."""
+"""EfficientNet and EfficientNet-Lite without their classifier: images to P3, P4, P5."""
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,36 +18,24 @@ STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),  # P5
 )
-OUTPUTS = (2, 4, 6)
-"""The stages whose outputs are P3, P4, P5: the last before the next stride."""
+OUTPUTS = (2, 4, 6)  # the stages whose outputs are P3, P4, P5: the last before the next stride
 
-# width and depth multipliers. Reference: google/automl and tensorflow/tpu, efficientnet_builder and lite.
-BACKBONES = {
-    "b0": (1.0, 1.0),
-    "b1": (1.0, 1.1),
-    "b2": (1.1, 1.2),
-    "b3": (1.2, 1.4),
-    "b4": (1.4, 1.8),
-    "b5": (1.6, 2.2),
-    "b6": (1.8, 2.6),
-    "b7": (2.0, 3.1),
-    "lite0": (1.0, 1.0),
-    "lite1": (1.0, 1.1),
-    "lite2": (1.1, 1.2),
-    "lite3": (1.2, 1.4),
-    "lite4": (1.4, 1.8),
-}
+# width and depth multipliers of B0 to B7; Lite0 to Lite4 have those of B0 to B4.
+# Reference: google/automl and tensorflow/tpu, efficientnet_builder and lite.
+SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
+BACKBONES = {f"b{i}": scale for i, scale in enumerate(SCALES)}
+BACKBONES |= {f"lite{i}": scale for i, scale in enumerate(SCALES[:5])}
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Channels times width, to the nearest multiple of 8, never more than a tenth below."""
+    """Scale channels to the nearest multiple of 8, at most a tenth below."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
 def scaled_stages(name: str) -> list[tuple[int, int, int, int, int]]:
-    """The stages of a backbone: `STAGES` with its channels and repeats. Lite's first and last stage never deepen."""
+    """Scale `STAGES` to a backbone; Lite's first and last never deepen."""
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {name!r}")
     width, depth = BACKBONES[name]
@@ -59,7 +47,7 @@ def scaled_stages(name: str) -> list[tuple[int, int, int, int, int]]:
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by what the whole picture holds: x * sigmoid(W2 act(W1 mean(x)))."""
+    """Channel attention: x * sigmoid(W2 act(W1 mean(x)))."""
 
     def __init__(self, channels: int, squeezed: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -68,17 +56,17 @@ class SqueezeExcite(nn.Module):
         self.excite = Conv(squeezed, channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> the same, in the memory of x where there is no gradient."""
+        """float[B C H W] -> the same."""
         # Not x.mean: its gradient would be written out in full, and in another memory format. On maps of one pixel a
         # linear layer is several times as fast as a convolution.
         mean = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
         squeezed = self.activation(F.linear(mean, self.squeeze.weight.flatten(1), self.squeeze.bias))
-        gate = F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()[..., None, None]
-        return x * gate if torch.is_grad_enabled() else x.mul_(gate)
+        gate = F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()
+        return x * gate[..., None, None]
 
 
 class MBConv(nn.Module):
-    """Mobile inverted bottleneck: expand, depthwise, squeeze and excite, project; residual where the shape allows."""
+    """Mobile inverted bottleneck: expand, depthwise, squeeze-excite, project."""
 
     def __init__(
         self,
@@ -96,9 +84,8 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         width = in_channels * expansion
-        self.activation = activation
+        self.activation, self.drop = activation, drop
         self.residual = stride == 1 and in_channels == out_channels
-        self.drop = drop
         self.expand = Conv(in_channels, width) if expansion != 1 else None
         self.expand_norm = BatchNorm(width, eps=norm_eps) if expansion != 1 else None
         self.depthwise = Conv(width, width, kernel_size, stride=stride, groups=width, padding=padding)
@@ -123,16 +110,10 @@ class MBConv(nn.Module):
 
 
 class EfficientNetBackbone(nn.Module):
-    """EfficientNet without its classifier.
+    """EfficientNet without its classifier; Lite has no squeeze-and-excite and a stem that does not widen.
 
-    Args:
-        name: one of `BACKBONES`. Lite has no squeeze-and-excite and a stem that does not widen.
-        activation: "swish" or "relu6".
-        padding: "same" or "symmetric", see `tinydet.model.layers.Conv`.
-        norm_eps: of the batch norms.
-        stochastic_depth: chance of dropping the last residual block; earlier blocks in proportion.
-
-    Reference: Tan and Le, EfficientNet; P3, P4, P5 as in EfficientDet section 3.
+    `stochastic_depth` is the chance of dropping the last residual block; earlier blocks in proportion. Reference: Tan
+    and Le, EfficientNet; P3, P4, P5 as in EfficientDet section 3.
     """
 
     def __init__(
@@ -145,31 +126,21 @@ class EfficientNetBackbone(nn.Module):
         stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
-        table = scaled_stages(name)
-        lite = name.startswith("lite")
+        table, lite = scaled_stages(name), name.startswith("lite")
         channels = 32 if lite else scaled_channels(32, BACKBONES[name][0])
         self.activation = ACTIVATIONS[activation]
         self.stem = Conv(3, channels, 3, stride=2, padding=padding)
         self.stem_norm = BatchNorm(channels, eps=norm_eps)
         self.stages = nn.ModuleList()
+        shared: dict[str, Any] = {"activation": self.activation, "padding": padding, "norm_eps": norm_eps}
         total, index = sum(row[-1] for row in table), 0
         for expansion, kernel_size, stride, out_channels, repeats in table:
             blocks = nn.Sequential()
-            for repeat in range(repeats):
-                block = MBConv(
-                    channels,
-                    out_channels,
-                    expansion=expansion,
-                    kernel_size=kernel_size,
-                    stride=stride if repeat == 0 else 1,
-                    excite=not lite,
-                    activation=self.activation,
-                    padding=padding,
-                    norm_eps=norm_eps,
-                    drop=stochastic_depth * index / total,
-                )
-                blocks.append(block)
-                channels, index = out_channels, index + 1
+            for _ in range(repeats):
+                shape: Any = {"expansion": expansion, "kernel_size": kernel_size, "stride": stride, "excite": not lite}
+                shared["drop"] = stochastic_depth * index / total
+                blocks.append(MBConv(channels, out_channels, **shape, **shared))
+                channels, stride, index = out_channels, 1, index + 1
             self.stages.append(blocks)
         self.out_channels = [table[stage][3] for stage in OUTPUTS]
         initialise(self)

@@ -1,17 +1,45 @@
-"""BiFPN: features of all levels, fused downwards and upwards, over and over."""
+"""BiFPN: weighted bidirectional fusion of the feature levels, in repeated layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinydet.model.layers import ACTIVATIONS, BatchNorm, Conv, SeparableConvBlock, downsample, initialise
-from tinydet.ops.fusion import weighted_fusion
+
+FUSION_METHODS = ("fast", "softmax", "sum")
+
+
+def weighted_fusion(inputs: Sequence[Tensor], weights: Tensor | None = None, *, method: str = "fast") -> Tensor:
+    """Fuse N feature maps of one shape with learnt weights float[N].
+
+    fast:     O = sum_i relu(w_i) / (eps + sum_j relu(w_j)) * I_i,  eps = 1e-4
+    softmax:  O = sum_i exp(w_i) / sum_j exp(w_j) * I_i
+    sum:      O = sum_i I_i
+
+    Reference: EfficientDet section 3.3.
+    """
+    if method == "sum":
+        return sum(inputs[1:], inputs[0])  # torch.stack would lose the memory format
+    if method not in FUSION_METHODS:
+        raise ValueError(f"method must be one of {FUSION_METHODS}, got {method!r}")
+    if weights is None or weights.shape != (len(inputs),):
+        raise ValueError(f"{len(inputs)} inputs need {len(inputs)} weights, got {weights}")
+    if method == "fast":
+        weights = weights.relu()
+        weights = weights / (weights.sum() + 1e-4)
+    else:
+        weights = weights.softmax(0)
+    total = inputs[0] * weights[0]
+    for feature, weight in zip(inputs[1:], weights[1:], strict=True):
+        total = torch.addcmul(total, feature, weight)
+    return total
 
 
 def bifpn_edges(levels: int) -> list[tuple[int, tuple[int, ...]]]:
-    """The graph of one cell: for each new node its level and the nodes it fuses.
+    """List the nodes of one layer: the level and the inputs of each.
 
     Nodes 0 .. levels - 1 are the inputs, finest first; new nodes count on from there. First down from the coarsest
     level but one to the finest, then up again, where a level in between also takes its input. The outputs are the last
@@ -31,10 +59,7 @@ def bifpn_edges(levels: int) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def resize(x: Tensor, size: Sequence[int], *, padding: str) -> Tensor:
-    """A feature map at a neighbouring level's size: max-pooled down, or its nearest values repeated.
-
-    float[B C H W] -> float[B C *size].
-    """
+    """Resize to a neighbouring level: max-pooled down, or nearest values repeated. -> float[B C *size]."""
     if x.shape[-2:] == tuple(size):
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
@@ -43,7 +68,7 @@ def resize(x: Tensor, size: Sequence[int], *, padding: str) -> Tensor:
 
 
 class Lateral(nn.Module):
-    """A backbone level brought to the BiFPN's channels."""
+    """A backbone level brought to the BiFPN's channels. float[B C H W] -> float[B C' H W]."""
 
     def __init__(self, in_channels: int, num_channels: int, *, bias: bool) -> None:
         super().__init__()
@@ -51,21 +76,14 @@ class Lateral(nn.Module):
         self.norm = BatchNorm(num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> float[B C' H W]."""
         return self.norm(self.conv(x))
 
 
 class BiFPNLayer(nn.Module):
-    """One cell: `bifpn_edges` as a table, and at each node fusion, activation, separable convolution.
+    """One layer: at each node fusion, activation, separable convolution.
 
-    Args:
-        num_channels: of every level.
-        in_channels: of those input levels, finest first, that come from the backbone. Each use of such a level has its
-            own lateral convolution.
-        levels: number of levels.
-        fusion: a method of `tinydet.ops.fusion.weighted_fusion`; weights start at 1.
-        activation, padding: as in `tinydet.model.config.ModelConfig`.
-        bias: whether convolutions before a batch norm have one.
+    `in_channels` are those of the input levels, finest first, that come from the backbone: each use of such a level has
+    its own lateral convolution. Fusion weights start at 1. `bias` is of the convolutions before a batch norm.
     """
 
     def __init__(
@@ -85,14 +103,11 @@ class BiFPNLayer(nn.Module):
         self.weights = nn.ParameterList()  # the paper's w: one scalar an input, a node
         if fusion != "sum":
             self.weights.extend(nn.Parameter(torch.ones(len(inputs))) for _, inputs in self.edges)
-        self.laterals = nn.ModuleDict(
-            {
-                f"{node}_{source}": Lateral(in_channels[source], num_channels, bias=bias)
-                for node, (_, inputs) in enumerate(self.edges)
-                for source in inputs
-                if source < len(in_channels)
-            }
-        )
+        self.laterals = nn.ModuleDict()
+        for node, (_, inputs) in enumerate(self.edges):
+            for source in inputs:
+                if source < len(in_channels):
+                    self.laterals[f"{node}_{source}"] = Lateral(in_channels[source], num_channels, bias=bias)
         self.convs = nn.ModuleList(SeparableConvBlock(num_channels, num_channels, bias=bias) for _ in self.edges)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -101,12 +116,11 @@ class BiFPNLayer(nn.Module):
             raise ValueError(f"a BiFPN of {self.levels} levels got {len(features)} maps")
         nodes = list(features)
         for node, (level, inputs) in enumerate(self.edges):
-            size = features[level].shape[-2:]
             sources = []
             for source in inputs:
                 key = f"{node}_{source}"
                 x = self.laterals[key](nodes[source]) if key in self.laterals else nodes[source]
-                sources.append(resize(x, size, padding=self.padding))
+                sources.append(resize(x, features[level].shape[-2:], padding=self.padding))
             weights = self.weights[node] if len(self.weights) else None
             fused = weighted_fusion(sources, weights, method=self.fusion)
             nodes.append(self.convs[node](self.activation(fused)))
@@ -114,45 +128,19 @@ class BiFPNLayer(nn.Module):
 
 
 class BiFPN(nn.Module):
-    """Backbone features to as many cells as asked for: `BiFPN(64, 3, [40, 112, 320])` turns P3 .. P5 into P3 .. P7.
+    """Repeated layers: `BiFPN(64, 3, [40, 112, 320])` of P3 .. P5 to P3 .. P7.
 
-    P6 is a lateral convolution of P5, then max-pooled; P7 and on are P6 max-pooled.
-
-    Args:
-        num_channels: of every level that comes out.
-        num_repeats: number of cells.
-        backbone_out_channels: of P3, P4, P5.
-        levels: number of levels that come out.
-        fusion, activation, padding, bias: as for `BiFPNLayer`.
+    P6 is a lateral convolution of P5, then max-pooled; P7 and on are P6 max-pooled. Settings are those of `BiFPNLayer`.
     """
 
     def __init__(
-        self,
-        num_channels: int,
-        num_repeats: int,
-        backbone_out_channels: Sequence[int],
-        *,
-        levels: int = 5,
-        fusion: str = "fast",
-        activation: str = "swish",
-        padding: str = "same",
-        bias: bool = True,
+        self, num_channels: int, num_repeats: int, backbone_out_channels: Sequence[int], **settings: Any
     ) -> None:
         super().__init__()
-        self.levels, self.padding = levels, padding
-        self.top = Lateral(backbone_out_channels[-1], num_channels, bias=bias)
-        self.layers = nn.ModuleList(
-            BiFPNLayer(
-                num_channels,
-                in_channels=backbone_out_channels if repeat == 0 else (),
-                levels=levels,
-                fusion=fusion,
-                activation=activation,
-                padding=padding,
-                bias=bias,
-            )
-            for repeat in range(num_repeats)
-        )
+        first = BiFPNLayer(num_channels, in_channels=backbone_out_channels, **settings)
+        self.levels, self.padding = first.levels, first.padding
+        self.top = Lateral(backbone_out_channels[-1], num_channels, bias=settings.get("bias", True))
+        self.layers = nn.ModuleList([first, *(BiFPNLayer(num_channels, **settings) for _ in range(num_repeats - 1))])
         initialise(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

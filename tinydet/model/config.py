@@ -1,60 +1,54 @@
-"""What a model is: one flat, frozen record, and the table of the published sizes."""
+"""Model configs: one flat, frozen record, and the table of the published sizes."""
 
 import dataclasses
-from dataclasses import dataclass
+import re
 from typing import Any
 
+from tinydet.errors import InputError, nearest
 from tinydet.model.backbone import BACKBONES
-from tinydet.model.layers import ACTIVATIONS
+from tinydet.model.bifpn import FUSION_METHODS
+from tinydet.model.layers import ACTIVATIONS, PADDINGS
 from tinydet.ops.anchors import ASPECTS
-from tinydet.ops.fusion import METHODS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # the EfficientNet-Lite input, (x - 127) / 128
 
 # Ids 1 to 90 of COCO, ten of which name things that its box annotations leave out (Lin et al., appendix).
-COCO_CLASSES = tuple(
-    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign,
-    stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack,
-    umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
-    baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup, fork, knife, spoon, bowl,
-    banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
-    mirror, dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
-    toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace(
-        "\n    ", " "
-    ).split(", ")
-)
+_NAMES = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+    street sign, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+    hat, backpack, umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+    baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup, fork, knife,
+    spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch,
+    potted plant, bed, mirror, dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard,
+    cell phone, microwave, oven, toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear,
+    hair drier, toothbrush"""
+COCO_CLASSES = tuple(re.split(r",\s+", _NAMES))
+
+CHOICES = {"backbone": BACKBONES, "fusion": FUSION_METHODS, "activation": ACTIVATIONS, "padding": PADDINGS}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """An EfficientDet: everything that decides its shapes, its arithmetic and the input it expects."""
+    """The config of an EfficientDet: its shapes, arithmetic and input."""
 
     name: str
     backbone: str
-    """A key of `tinydet.model.backbone.BACKBONES`."""
-    image_size: tuple[int, int]
-    """(height, width) in pixels that pictures are letterboxed to; the model itself takes any size."""
-    num_channels: int
-    """Channels of the BiFPN and of the heads."""
+    image_size: tuple[int, int]  # (height, width) that images are letterboxed to; the model itself takes any size
+    num_channels: int  # of the BiFPN and of the heads
     fpn_repeats: int
     head_repeats: int
     classes: tuple[str, ...] = COCO_CLASSES
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
     fusion: str = "fast"
     activation: str = "swish"
-    padding: str = "same"
-    """"same" pads right and bottom heavier at stride 2, as TensorFlow does; "symmetric" pads alike on both sides."""
-    bias_before_norm: bool = True
-    """Whether BiFPN and laterals have a bias that their batch norm makes redundant, as the TensorFlow models do."""
+    padding: str = "same"  # TensorFlow's, right and bottom heavier at stride 2; or "symmetric"
+    bias_before_norm: bool = True  # a bias that the batch norm makes redundant, as the TensorFlow models have it
     backbone_norm_eps: float = 1e-3
-    stochastic_depth: float = 0.0
-    """Chance of dropping the last residual block in training; earlier blocks in proportion."""
+    stochastic_depth: float = 0.0  # chance of dropping the last residual block in training; earlier in proportion
     anchor_scale: float = 4.0
     aspects: tuple[tuple[float, float], ...] = ASPECTS
     octaves: int = 3
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    """Of each input channel, red first, on a scale from 0 to 1."""
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of each input channel, red first, on a scale from 0 to 1
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
@@ -66,19 +60,16 @@ class ModelConfig:
             raise ValueError(f"classes must be different names, at least one, got {self.classes}")
         if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 4:
             raise ValueError(f"levels must count up from 3 to at least 6, got {self.levels}")
-        known = {"backbone": BACKBONES, "fusion": METHODS, "activation": ACTIVATIONS, "padding": ("same", "symmetric")}
-        for field_name, names in known.items():
-            if getattr(self, field_name) not in names:
-                raise ValueError(f"{field_name} must be one of {tuple(names)}, got {getattr(self, field_name)!r}")
-        for field_name in ("num_channels", "fpn_repeats", "head_repeats", "octaves"):
-            if getattr(self, field_name) < 1:
-                raise ValueError(f"{field_name} must be positive, got {getattr(self, field_name)}")
-        if not self.anchor_scale > 0:
-            raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {tuple(known)}, got {getattr(self, name)!r}")
+        for name in ("num_channels", "fpn_repeats", "head_repeats", "octaves", "anchor_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
-    def fill(self) -> tuple[int, int, int]:
-        """The mean colour in 0 .. 255: what padding is made of, so that it normalises to zero."""
+    def pad_value(self) -> tuple[int, int, int]:
+        """Round the mean to the RGB in 0 .. 255 that images are padded with."""
         red, green, blue = (round(255 * mean) for mean in self.mean)
         return red, green, blue
 
@@ -87,12 +78,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-# name: backbone, input size, channels, BiFPN cells, head layers, and what differs from ModelConfig's defaults.
+# name: backbone, input size, channels, BiFPN layers, head layers, and what differs from ModelConfig's defaults.
 # Reference: EfficientDet table 1; D7x and Lite from google/automl, where Lite3 and Lite4 keep anchors of scale 4;
 # Lite3x from effdet.
-_DEEP: dict[str, Any] = {"stochastic_depth": 0.2}
-_SUM: dict[str, Any] = {"fusion": "sum", **_DEEP}
-_LITE: dict[str, Any] = {"fusion": "sum", "activation": "relu6", "mean": LITE_MEAN, "std": LITE_STD}
+_DEEP: Any = {"stochastic_depth": 0.2}
+_SUM: Any = {"fusion": "sum", **_DEEP}
+_LITE: Any = {"fusion": "sum", "activation": "relu6", "mean": LITE_MEAN, "std": LITE_STD}
+# effdet's efficientdet_d0: the same network as a PyTorch user would have written it.
+_TORCH: Any = {"padding": "symmetric", "bias_before_norm": False, "backbone_norm_eps": 1e-5, "stochastic_depth": 0.1}
 _TABLE: dict[str, tuple[str, int, int, int, int, dict[str, Any]]] = {
     "d0": ("b0", 512, 64, 3, 3, {}),
     "d1": ("b1", 640, 88, 4, 3, _DEEP),
@@ -109,27 +102,31 @@ _TABLE: dict[str, tuple[str, int, int, int, int, dict[str, Any]]] = {
     "lite3": ("lite3", 512, 160, 6, 4, {**_DEEP, **_LITE}),
     "lite3x": ("lite3", 640, 200, 6, 4, {"anchor_scale": 3.0, **_DEEP, **_LITE}),
     "lite4": ("lite4", 640, 224, 7, 4, {**_DEEP, **_LITE}),
-    # effdet's efficientdet_d0: the same network as a PyTorch user would have written it.
-    "d0-symmetric": (
-        *("b0", 512, 64, 3, 3),
-        {"padding": "symmetric", "bias_before_norm": False, "backbone_norm_eps": 1e-5, "stochastic_depth": 0.1},
-    ),
+    "d0-symmetric": ("b0", 512, 64, 3, 3, _TORCH),
 }
 MODELS = tuple(_TABLE)
 
 
-def model_config(name: str, **changes: Any) -> ModelConfig:
-    """A published model by its name, with changes.
+def model_config(model: str | ModelConfig, **changes: Any) -> ModelConfig:
+    """Look up a published model by its name, and change fields of it.
 
     Args:
-        name: one of `MODELS`: d0 .. d7, d7x, lite0 .. lite4, lite3x, d0-symmetric.
+        model: d0 .. d7, d7x, lite0 .. lite4, lite3x or d0-symmetric, also as D0, efficientdet-d0, tf_efficientdet_d0;
+            or a config to change.
         changes: fields of `ModelConfig` to set, `classes` and `image_size` most likely.
 
     Raises:
-        ValueError: the name is unknown, or a change makes no sense.
+        InputError: the name is unknown.
     """
-    if name not in _TABLE:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
-    backbone, size, num_channels, fpn_repeats, head_repeats, differences = _TABLE[name]
-    config = ModelConfig(name, backbone, (size, size), num_channels, fpn_repeats, head_repeats, **differences)
-    return dataclasses.replace(config, **changes)
+    if "num_classes" in changes:
+        raise TypeError('num_classes: name the classes instead: EfficientDet("d0", classes=("Car", ...))')
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in changes.keys() - set(fields):
+        raise TypeError(f"{name} is not a field of ModelConfig{nearest(name, fields)}")
+    if isinstance(model, str):
+        name = re.sub("^(tf[-_])?efficientdet[-_]", "", model.lower()).replace("_", "-")
+        if name not in _TABLE:
+            raise InputError(f"model must be one of {', '.join(MODELS)}; got {model!r}{nearest(name, MODELS)}")
+        backbone, size, num_channels, fpn_repeats, head_repeats, differences = _TABLE[name]
+        model = ModelConfig(name, backbone, (size, size), num_channels, fpn_repeats, head_repeats, **differences)
+    return dataclasses.replace(model, **changes)

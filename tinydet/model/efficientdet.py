@@ -2,55 +2,44 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tinydet.model.backbone import EfficientNetBackbone
 from tinydet.model.bifpn import BiFPN
-from tinydet.model.config import ModelConfig
+from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.heads import BoxNet, ClassNet
 
 
 class Outputs(NamedTuple):
-    """What the network says of each anchor."""
+    """The outputs of the network for each anchor."""
 
-    logits: Tensor
-    """float[B A K]: of each class, before the sigmoid."""
-    deltas: Tensor
-    """float[B A 4]: for `tinydet.ops.boxes.decode`."""
+    logits: Tensor  # float[B A K]: of each class, before the sigmoid
+    deltas: Tensor  # float[B A 4]: for `tinydet.ops.boxes.decode`
 
 
 class EfficientDet(nn.Module):
-    """The detector that a config describes, with random weights from torch's global generator.
+    """The detector of a config or of the name of one, with random weights: `EfficientDet("d0", classes=("Car",))`.
 
     Reference: Tan, Pang, Le, EfficientDet: Scalable and Efficient Object Detection.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig | str = "d0", **changes: Any) -> None:
         super().__init__()
-        self.config = config
-        layers: dict[str, Any] = {
-            "activation": config.activation,
-            "levels": len(config.levels),
-            "bias": config.bias_before_norm,
-        }
+        self.config = c = model_config(config, **changes)
+        shared: dict[str, Any] = {"activation": c.activation, "levels": len(c.levels), "bias": c.bias_before_norm}
         self.backbone = EfficientNetBackbone(
-            config.backbone,
-            activation=config.activation,
-            padding=config.padding,
-            norm_eps=config.backbone_norm_eps,
-            stochastic_depth=config.stochastic_depth,
+            c.backbone,
+            activation=c.activation,
+            padding=c.padding,
+            norm_eps=c.backbone_norm_eps,
+            stochastic_depth=c.stochastic_depth,
         )
-        self.bifpn = BiFPN(
-            config.num_channels,
-            config.fpn_repeats,
-            self.backbone.out_channels,
-            fusion=config.fusion,
-            padding=config.padding,
-            **layers,
-        )
-        layers["num_anchors"] = config.octaves * len(config.aspects)
-        self.class_net = ClassNet(config.num_channels, config.head_repeats, len(config.classes), **layers)
-        self.box_net = BoxNet(config.num_channels, config.head_repeats, **layers)
+        channels = self.backbone.out_channels
+        self.bifpn = BiFPN(c.num_channels, c.fpn_repeats, channels, fusion=c.fusion, padding=c.padding, **shared)
+        shared["num_anchors"] = c.octaves * len(c.aspects)
+        self.class_net = ClassNet(c.num_channels, c.head_repeats, len(c.classes), **shared)
+        self.box_net = BoxNet(c.num_channels, c.head_repeats, **shared)
 
     def forward(self, images: Tensor) -> Outputs:
         """float[B 3 H W], normalised by the config's mean and std, any H and W -> Outputs."""
@@ -59,3 +48,9 @@ class EfficientDet(nn.Module):
         images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         pyramid = self.bifpn(self.backbone(images))
         return Outputs(self.class_net(pyramid), self.box_net(pyramid))
+
+
+def meta_model(config: ModelConfig) -> EfficientDet:
+    """Build a model on the meta device, for `tinydet.model.functional.apply`."""
+    with torch.device("meta"):
+        return EfficientDet(config)

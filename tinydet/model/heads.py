@@ -1,7 +1,8 @@
-"""The heads: what is at each anchor, and where exactly. One stack of convolutions serves all levels."""
+"""The class and box heads. One stack of convolutions serves all levels."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +12,7 @@ from tinydet.model.layers import ACTIVATIONS, BatchNorm, SeparableConvBlock, dra
 
 
 class Head(nn.Module):
-    """Separable convolutions shared by the levels, each followed by the level's own batch norm, and a last one bare.
-
-    Args:
-        num_channels: of the features.
-        num_repeats: convolutions before the last.
-        num_outputs: numbers said of each anchor.
-        num_anchors: anchors a cell.
-        levels: number of levels.
-        activation: "swish" or "relu6".
-        bias: whether convolutions before a batch norm have one.
-    """
+    """Separable convolutions shared by the levels, each but the last with the level's own batch norm and activation."""
 
     def __init__(
         self,
@@ -35,15 +26,11 @@ class Head(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.num_outputs = num_outputs
-        self.activation = ACTIVATIONS[activation]
-        self.convs = nn.ModuleList(
-            SeparableConvBlock(num_channels, num_channels, bias=bias, norm=False) for _ in range(num_repeats)
-        )
-        self.norms = nn.ModuleList(
-            nn.ModuleList(BatchNorm(num_channels) for _ in range(levels)) for _ in range(num_repeats)
-        )
-        self.predict = SeparableConvBlock(num_channels, num_outputs * num_anchors, norm=False)
+        self.num_outputs, self.activation = num_outputs, ACTIVATIONS[activation]
+        conv, repeats = partial(SeparableConvBlock, num_channels, norm=False), range(num_repeats)
+        self.convs = nn.ModuleList(conv(num_channels, bias=bias) for _ in repeats)
+        self.norms = nn.ModuleList(nn.ModuleList(BatchNorm(num_channels) for _ in range(levels)) for _ in repeats)
+        self.predict = conv(num_outputs * num_anchors)
         initialise(self)
         draw_normal(self.predict.pointwise.weight, std=0.01)  # no batch norm follows; RetinaNet's choice
 
@@ -58,20 +45,15 @@ class Head(nn.Module):
 
 
 class ClassNet(Head):
-    """The head that says what is there: a logit for each class. Its bias starts where every class has probability .01.
-
-    Settings are those of `Head`. Reference: EfficientDet section 3.4; the bias is RetinaNet's.
-    """
+    """The class head: a logit for each class, at first that of probability .01. Reference: RetinaNet."""
 
     def __init__(self, num_channels: int, num_repeats: int, num_classes: int, **settings: Any) -> None:
         super().__init__(num_channels, num_repeats, num_classes, **settings)
-        bias = self.predict.pointwise.bias
-        assert bias is not None
-        nn.init.constant_(bias, -math.log((1 - 0.01) / 0.01))
+        nn.init.constant_(self.predict.get_parameter("pointwise.bias"), -math.log((1 - 0.01) / 0.01))
 
 
 class BoxNet(Head):
-    """The head that says where: the four deltas of `tinydet.ops.boxes.encode`. Settings are those of `Head`."""
+    """The box head: the deltas of `encode`."""
 
     def __init__(self, num_channels: int, num_repeats: int, **settings: Any) -> None:
         super().__init__(num_channels, num_repeats, 4, **settings)

@@ -7,41 +7,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinydet.ops.depthwise import depthwise_conv
+from tinydet.ops.kernels import depthwise_conv
+
+PADDINGS = ("same", "symmetric")  # TensorFlow's, right and bottom heavier at stride 2; alike on both sides
 
 
 def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x). float[...] -> float[...]. Reference: Ramachandran et al., Searching for Activation Functions."""
+    """Compute x * sigmoid(x). float[...] -> float[...]. Reference: Ramachandran et al., Activation Functions."""
     return F.silu(x)
 
 
-def _overwriting_swish(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-# Each is applied to a tensor that nothing else reads, so it may be overwritten: by relu6, whose gradient needs only its
-# output, always, by swish where there is no gradient.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swish": _overwriting_swish,
-    "relu6": partial(F.relu6, inplace=True),
-}
+# Each is applied to a tensor that nothing else reads; the gradient of relu6 needs only its output, so that it may
+# overwrite its argument.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": partial(F.relu6, inplace=True)}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """How TensorFlow's SAME pads one axis before and after, so that ceil(size / stride) outputs come out."""
+    """Compute TensorFlow's SAME padding of one axis: before and after it."""
     total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float = 0.0) -> Tensor:
-    """`x` padded at its border as SAME does. float[B C H W] -> float[B C H' W']."""
-    top, bottom = same_padding(x.shape[-2], kernel_size, stride)
-    left, right = same_padding(x.shape[-1], kernel_size, stride)
-    return F.pad(x, (left, right, top, bottom), value=value)
+    """Pad the border as SAME does. float[B C H W] -> float[B C H' W']."""
+    vertical, horizontal = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
+    return F.pad(x, (*horizontal, *vertical), value=value)
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps ceil(size / stride), by either convention of padding; they differ at stride 2 only."""
+    """A convolution to ceil(size / stride); the two kinds of padding differ at stride 2 only."""
 
     def __init__(
         self,
@@ -54,34 +48,22 @@ class Conv(nn.Conv2d):
         bias: bool = False,
         padding: str = "same",
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
-        )
+        border = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=border, groups=groups, bias=bias)
         self.pads_right = padding == "same" and stride > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> float[B C' ceil(H/stride) ceil(W/stride)]."""
-        kernel_size, stride = self.kernel_size[0], self.stride[0]
-        padding = kernel_size // 2
-        if self.pads_right and not torch.is_grad_enabled():
-            # Padding alike on both sides, and zeros in front of the kernel where there is one pixel too many: the
-            # picture is not copied. The gradient of the larger kernel would cost more than the copy.
-            (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
-            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
-            return F.conv2d(x, weight, self.bias, stride, (bottom, right), groups=self.groups)
+        kernel_size, stride, padding = self.kernel_size[0], self.stride[0], self.kernel_size[0] // 2
         if self.pads_right:
             x, padding = pad_same(x, kernel_size, stride), 0
-        if self.bias is None and 1 < self.groups == len(self.weight):
+        if self.bias is None and 1 < self.groups == self.out_channels:
             return depthwise_conv(x, self.weight, stride=stride, padding=padding)
         return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
 
 
-NORM_DECAY = 0.99
-"""Of running batch-norm statistics. Reference: google/automl."""
-
-
 class BatchNorm(nn.Module):
-    """Batch normalisation that weighs each new batch by .01 in its running statistics, without a counter of batches.
+    """Batch normalisation without a counter of batches; `momentum` is a batch's weight in the running statistics.
 
     In training it updates its buffers in place; `tinydet.model.functional.apply` gives it copies and returns them.
     """
@@ -89,9 +71,9 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_channels: int, *, eps: float = 1e-3) -> None:
+    def __init__(self, num_channels: int, *, eps: float = 1e-3, momentum: float = 0.01) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
@@ -99,20 +81,12 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> the same."""
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            momentum=1 - NORM_DECAY,
-            eps=self.eps,
-        )
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
 
 class SeparableConvBlock(nn.Module):
-    """A depthwise 3x3 convolution, a pointwise one, and a batch norm if asked for. No activation."""
+    """A depthwise 3x3 and a pointwise convolution, and a batch norm or none."""
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, norm: bool = True) -> None:
         super().__init__()
@@ -126,27 +100,23 @@ class SeparableConvBlock(nn.Module):
 
 
 def downsample(x: Tensor, *, padding: str = "same") -> Tensor:
-    """Max-pool 3x3 at stride 2, padded with what never wins. float[B C H W] -> float[B C ceil(H/2) ceil(W/2)]."""
+    """Max-pool 3x3 at stride 2. float[B C H W] -> float[B C ceil(H/2) ceil(W/2)]."""
     if padding == "symmetric":
         return F.max_pool2d(x, 3, 2, padding=1)
     return F.max_pool2d(pad_same(x, 3, 2, value=-torch.inf), 3, 2)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth: zero for a random share `rate` of the batch, the rest scaled to keep the mean.
+    """Drop a random share `rate` of the batch and scale the rest to keep the mean. float[B ...] -> float[B ...].
 
-    float[B ...] -> float[B ...]. Draws from torch's global generator. Reference: Huang et al., Deep Networks with
-    Stochastic Depth.
+    Draws from torch's global generator. Reference: Huang et al., Deep Networks with Stochastic Depth.
     """
     keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
     return x * keep / (1 - rate)
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights as published, drawn from torch's global generator: kernels with variance 2 / fan-out, biases zero.
-
-    Reference: google/automl. Everything that a batch norm follows is insensitive to the scale.
-    """
+    """Initialise convolutions in place: kernels with variance 2 / fan-out, biases zero. Reference: google/automl."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
@@ -156,6 +126,6 @@ def initialise(module: nn.Module) -> None:
 
 
 def draw_normal(weight: Tensor, *, std: float) -> None:
-    """Fill a weight in place from torch's global generator; not on the meta device, where the first takes a second."""
-    if not weight.is_meta:
+    """Fill a weight in place from torch's global generator."""
+    if not weight.is_meta:  # the first on the meta device takes a second
         nn.init.normal_(weight, std=std)

@@ -1,14 +1,15 @@
-"""The record of a model: what it refuses, what survives JSON, and the table of the published sizes."""
+"""Model configs: what they refuse, what survives JSON, and the table of the published sizes."""
 
 import dataclasses
 import json
 
 import pytest
 
+from tinydet.errors import InputError
 from tinydet.model.config import COCO_CLASSES, MODELS, ModelConfig, model_config
 
-# name: backbone, input, channels, cells, head layers, fusion, activation, anchor scale, levels. EfficientDet table 1,
-# google/automl's hparams_config; lite3x and d0-symmetric are effdet's.
+# name: backbone, input, channels, BiFPN layers, head layers, fusion, activation, anchor scale, levels. EfficientDet
+# table 1, google/automl's hparams_config; lite3x and d0-symmetric are effdet's.
 PUBLISHED = """
     d0    b0    512  64  3 3 fast swish 4 5
     d1    b1    640  88  4 3 fast swish 4 5
@@ -83,16 +84,45 @@ def test_refuses(changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_refuses_unknown_names():
-    with pytest.raises(ValueError, match=r"model must be one of d0, .*lite4.*; got 'd8'"):
-        model_config("d8")
-    with pytest.raises(TypeError, match="compound_coef"):
+@pytest.mark.parametrize(
+    "name", ["d0", "D0", "efficientdet-d0", "efficientdet_d0", "tf_efficientdet_d0", "EfficientDet-D0"]
+)
+def test_names_of_elsewhere(name):
+    assert model_config(name) == model_config("d0")
+    assert model_config("tf_efficientdet_lite3x").name == "lite3x"
+    assert model_config("d0_symmetric").name == "d0-symmetric"
+
+
+def test_changes_of_a_config():
+    config = model_config("d1", classes=("a",))
+    assert model_config(config) == config
+    assert model_config(config, octaves=2) == model_config("d1", classes=("a",), octaves=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("lite5", "lite4"), ("efficientdet-d00", "d0"), ("D0-symetric", "d0-symmetric")]
+)
+def test_refuses_unknown_names_and_suggests_the_nearest(name, nearest):
+    with pytest.raises(
+        InputError, match=rf"model must be one of d0, .*lite4.*; got '{name}'; did you mean {nearest}\?"
+    ):
+        model_config(name)
+
+
+def test_refuses_unknown_fields():
+    with pytest.raises(TypeError, match=r"compound_coef is not a field of ModelConfig$"):
         model_config("d0", compound_coef=1)
+    with pytest.raises(TypeError, match="image_sise is not a field of ModelConfig; did you mean image_size"):
+        model_config("d0", image_sise=1)
+    with pytest.raises(
+        TypeError, match=r'num_classes: name the classes instead: EfficientDet\("d0", classes=\("Car", '
+    ):
+        model_config("d0", num_classes=8)
 
 
-def test_fill_is_the_mean_colour():
-    assert model_config("d0").fill == (124, 116, 104)
-    assert model_config("lite0").fill == (127, 127, 127)
+def test_pad_value_is_the_mean_colour():
+    assert model_config("d0").pad_value == (124, 116, 104)
+    assert model_config("lite0").pad_value == (127, 127, 127)
     lite = model_config("lite0")
     for x in (0, 127, 255):
         assert (x / 255 - lite.mean[0]) / lite.std[0] == pytest.approx((x - 127) / 128)

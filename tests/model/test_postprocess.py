@@ -1,4 +1,4 @@
-"""Outputs to detections: effdet's numbers, a slow version of the same, and what is legal."""
+"""Pre- and post-processing: effdet's numbers, a slow version of the same, and what must hold of any detections."""
 
 import math
 from typing import Any
@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.reference_models import swap_xy
 from tinydet.model.config import model_config
-from tinydet.model.detect import best_pairs, detect, model_anchors
 from tinydet.model.efficientdet import Outputs
+from tinydet.model.postprocess import METHODS, detect, detect_padded, model_anchors, normalize, top_candidates
 from tinydet.ops.anchors import anchors as plain_anchors
-from tinydet.ops.boxes import decode, iou, swap_xy
+from tinydet.ops.boxes import decode, iou
 
 SIZE = (32, 48)
 ANCHORS = plain_anchors(SIZE)
@@ -53,7 +54,8 @@ def effdet(shared):
 def test_effdets_detections(effdet, name, method, score_threshold, original):
     npz, outputs, anchors = effdet
     frame = {"scales": 1 / npz["img_scale"], "sizes": npz["img_size_wh"].flip(1)} if original else {}
-    found = detect(outputs, anchors, candidates=1000, method=method, score_threshold=score_threshold, **frame)
+    limits = {"candidates": 1000, "score_threshold": score_threshold, "box_voting_iou": None}
+    found = detect(outputs, anchors, method=method, **limits, **frame)
     assert len(found) == 2
     for detections, reference in zip(found, npz[name], strict=True):
         assert len(detections.boxes) == 100
@@ -66,7 +68,7 @@ def test_effdets_detections(effdet, name, method, score_threshold, original):
 
 
 def slowly(logits, deltas, *, score_threshold, candidates, max_detections, scale, size):
-    """One picture, hard suppression, one candidate at a time."""
+    """One image, hard suppression, one candidate at a time."""
     pairs = [(logits[a, k].item(), a, k) for a in range(logits.shape[0]) for k in range(logits.shape[1])]
     kept: list[tuple[torch.Tensor, float, int]] = []
     for logit, a, k in sorted(pairs, reverse=True)[:candidates]:
@@ -90,7 +92,8 @@ def test_detect_is_the_slow_version(seed, candidates, max_detections, score_thre
     outputs = random_outputs(seed)
     limits = {"candidates": candidates, "max_detections": max_detections, "score_threshold": score_threshold}
     scales, sizes = torch.tensor([0.5, 2.0]), torch.tensor([[60, 90], [15, 20]])
-    found = detect(outputs, ANCHORS, scales=scales, sizes=sizes, **limits)
+    settings_ = {"method": "hard", "box_voting_iou": None, **limits}
+    found = detect(outputs, ANCHORS, scales=scales, sizes=sizes, **settings_)
     for i, detections in enumerate(found):
         expected = slowly(
             outputs.logits[i], outputs.deltas[i], scale=scales[i].item(), size=tuple(sizes[i].tolist()), **limits
@@ -101,7 +104,7 @@ def test_detect_is_the_slow_version(seed, candidates, max_detections, score_thre
             torch.testing.assert_close(detections.boxes, torch.stack([box for box, _, _ in expected]))
 
 
-# What is legal
+# What holds of any detections
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
@@ -117,7 +120,7 @@ def test_nothing_found(method):
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_what_comes_out(method):
+def test_ranges_and_types(method):
     outputs = random_outputs(1, classes=4)
     sizes = torch.tensor([[60, 90], [15, 20]])
     before = Outputs(*(x.clone() for x in outputs)), ANCHORS.clone(), sizes.clone()
@@ -137,7 +140,7 @@ def test_what_comes_out(method):
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_pictures_of_a_batch_do_not_see_each_other(method):
+def test_images_of_a_batch_do_not_see_each_other(method):
     outputs = random_outputs(2)
     scales, sizes = torch.tensor([0.5, 2.0]), torch.tensor([[60, 90], [15, 20]])
     both = detect(outputs, ANCHORS, scales=scales, sizes=sizes, method=method)
@@ -148,7 +151,7 @@ def test_pictures_of_a_batch_do_not_see_each_other(method):
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_a_batch_needs_no_more_memory_at_a_time_than_a_picture(method):
+def test_memory_is_that_of_the_outputs_or_of_one_image(method):
     class Largest(TorchDispatchMode):
         elements = 0
 
@@ -161,14 +164,12 @@ def test_a_batch_needs_no_more_memory_at_a_time_than_a_picture(method):
     anchors = plain_anchors((192, 192))
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(1, len(anchors), 30, generator=generator), torch.zeros(1, len(anchors), 4)
-    largest = []
     for batch in (1, 3):
         outputs = Outputs(*(x.repeat(batch, 1, 1) for x in one))
         with Largest() as seen:
             found = detect(outputs, anchors, score_threshold=0, method=method)
         assert [len(x.scores) for x in found] == [100] * batch
-        largest.append(seen.elements)
-    assert 0 < largest[0] == largest[1] <= 256 * 5000
+        assert 0 < seen.elements <= max(outputs.logits.numel(), 256 * 5000)
 
 
 def test_original_frame():
@@ -195,6 +196,12 @@ def test_half_precision(method):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_scales_of_double_precision_change_no_type():
+    frame = {"scales": torch.tensor([0.5, 2], dtype=torch.float64), "sizes": torch.tensor([[60.0, 90]]).double()}
+    for found in detect(random_outputs(3), ANCHORS, **frame):
+        assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
+
+
 def test_double_precision_is_kept():
     (found,) = detect(Outputs(*(x.double() for x in random_outputs(3, batch=1))), ANCHORS.double())
     assert (found.boxes.dtype, found.scores.dtype) == (torch.float64, torch.float64)
@@ -204,9 +211,9 @@ def test_hard_drops_what_soft_lowers():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 9]])
     logits = torch.tensor([[[2.0, -9], [1, -9], [-9, 0]]])  # the last is of another class
     outputs = Outputs(logits, torch.zeros(1, 3, 4))
-    (hard,) = detect(outputs, anchors)
+    (hard,) = detect(outputs, anchors, method="hard")
     (soft,) = detect(outputs, anchors, method="soft")
-    (lenient,) = detect(outputs, anchors, iou_threshold=0.85)
+    (lenient,) = detect(outputs, anchors, method="hard", iou_threshold=0.85)
     scores = [1 / (1 + math.exp(-logit)) for logit in (2, 1, 0)]
     assert hard.scores.tolist() == pytest.approx([scores[0], scores[2]])
     assert hard.labels.tolist() == [0, 1]
@@ -230,21 +237,127 @@ def test_model_anchors():
     assert model_anchors(config, device="meta").is_meta
 
 
+def test_model_anchors_are_kept_and_usable_for_training_wherever_they_were_made_first():
+    config = model_config("lite0", image_size=(32, 40))
+    with torch.inference_mode():
+        first = model_anchors(config)
+    assert model_anchors(config, (32, 40), device="cpu") is first
+    assert not first.is_inference()
+    with torch.device("meta"):
+        assert model_anchors(config).is_meta
+    assert not model_anchors(config).is_meta
+
+
 @given(
     anchors=st.integers(1, 60),
-    classes=st.integers(1, 12),
+    classes=st.integers(1, 20),
     count=st.integers(1, 200),
-    threshold=st.sampled_from([0.0, 0.21, 0.53, 0.91]),
     step=st.sampled_from([0.5, 1e-6]),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=200, deadline=None)
-def test_best_pairs_are_the_top_of_all(anchors, classes, count, threshold, step, seed):
-    """Any of equal scores may be among them, so the scores must be the same, and each its pair's own."""
+def test_top_candidates_are_the_top_of_all(anchors, classes, count, step, seed):
+    """Any of equal logits may be among them, so the logits must be the same, and each its pair's own."""
     generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(anchors, classes, generator=generator) / step).round() * step
-    score, row, label = best_pairs(logits, count, score_threshold=threshold)
-    expected = logits.flatten().topk(min(count, logits.numel())).values.sigmoid()
-    torch.testing.assert_close(score, expected[expected >= threshold])
-    torch.testing.assert_close(logits[row, label].sigmoid(), score)
-    assert len(set(zip(row.tolist(), label.tolist(), strict=True))) == len(score)
+    logits = (torch.randn(2, anchors, classes, generator=generator) / step).round() * step
+    logit, row, label = top_candidates(logits, count)
+    expected = logits.flatten(1).topk(min(count, anchors * classes)).values
+    assert torch.equal(logit, expected)
+    for i in range(2):
+        assert torch.equal(logits[i, row[i], label[i]], logit[i])
+        assert len(set(zip(row[i].tolist(), label[i].tolist(), strict=True))) == logit.shape[1]
+
+
+# Padded
+
+
+def boxes_near(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("box_voting_iou", [None, 0.6])
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("score_threshold", [0.001, 0.3])
+def test_fixed_shapes_change_nothing(method, framed, box_voting_iou, score_threshold):
+    outputs = random_outputs(5, batch=3, spread=1.5)
+    outputs.logits[1] = -20  # nothing in the second image
+    frame: dict[str, Any] = {}
+    if framed:
+        frame = {"scales": torch.tensor([0.5, 1, 2]), "sizes": torch.tensor([[60, 90], [32, 48], [15, 20]])}
+    limits = {"candidates": 200, "max_detections": 70, "score_threshold": score_threshold}
+    settings_ = {"method": method, "box_voting_iou": box_voting_iou, **limits, **frame}
+    padded = detect_padded(outputs, ANCHORS, **settings_)
+    fixed = detect_padded(outputs, ANCHORS, fixed_shape=True, **settings_)
+    listed = detect(outputs, ANCHORS, **settings_)
+    assert torch.equal(padded.labels, fixed.labels)
+    boxes_near(padded, fixed)
+    for i, detections in enumerate(listed):
+        count = len(detections.scores)
+        assert (0 if i == 1 else 1) <= count < 71
+        assert all(torch.equal(field[i, :count], value) for field, value in zip(padded, detections, strict=True))
+        assert (padded.labels[i, count:] == -1).all()
+        assert not padded.scores[i, count:].any()
+        assert not padded.boxes[i, count:].any()
+    assert [x.shape for x in padded] == [(3, 70, 4), (3, 70), (3, 70)]
+
+
+def test_a_batch_of_none():
+    assert detect(random_outputs(0, batch=0), ANCHORS) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_do_not_depend_on_the_threshold(method):
+    outputs = random_outputs(6)
+    settings_ = {"method": method, "max_detections": 1000}
+    low, high = (detect(outputs, ANCHORS, score_threshold=t, **settings_)[0].scores for t in (0.01, 0.9))
+    assert 0 < len(high) < len(low)
+    assert torch.equal(high, low[: len(high)])
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, logits, deltas):
+        settings_ = {"candidates": 60, "max_detections": 8, "method": self.method}
+        sizes, scales = torch.tensor([[30, 40]]), torch.tensor([0.7])
+        return tuple(
+            detect_padded(Outputs(logits, deltas), ANCHORS, sizes=sizes, scales=scales, fixed_shape=True, **settings_)
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_shapes_export_with_a_dynamic_batch(method):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    module = Exported(method)
+    shapes = {"logits": {0: batch}, "deltas": {0: batch}}
+    program = torch.export.export(module, tuple(random_outputs(7)), dynamic_shapes=shapes)
+    for size in (1, 5):
+        outputs = random_outputs(8, batch=size)
+        torch.testing.assert_close(program.module()(*outputs), module(*outputs))
+
+
+# Normalisation
+
+
+@pytest.mark.parametrize("name", ["d0", "lite0"])
+def test_normalize(name):
+    config = model_config(name)
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    out = normalize(images, mean=config.mean, std=config.std)
+    assert out.dtype == torch.float32
+    assert torch.equal(images, before)
+    mean, std = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (config.mean, config.std))
+    torch.testing.assert_close(out.double(), (images.double() / 255 - mean) / std, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["d0", "lite0"])
+def test_pad_value_normalises_to_zero(name):
+    config = model_config(name)
+    pixel = torch.tensor(config.pad_value, dtype=torch.uint8)[None, :, None, None]
+    out = normalize(pixel, mean=config.mean, std=config.std).flatten()
+    for value, std in zip(out.tolist(), config.std, strict=True):
+        assert abs(value) <= 0.5 / 255 / std + 1e-6  # half a step of uint8

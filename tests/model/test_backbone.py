@@ -81,7 +81,7 @@ def test_shapes_at_any_size(size, padding):
 
 
 @pytest.mark.parametrize(("name", "settings"), [("b0", {}), ("lite0", {"activation": "relu6"})])
-def test_features_of_an_odd_picture(name, settings):
+def test_features_of_an_odd_image(name, settings):
     torch.manual_seed(0)
     net = EfficientNetBackbone(name, **settings).eval()
     x = torch.randn(2, 3, 65, 33)
@@ -93,7 +93,7 @@ def test_features_of_an_odd_picture(name, settings):
     for f, g in zip(features, alone, strict=True):
         assert f.isfinite().all()
         assert f.std() > 0
-        torch.testing.assert_close(f[1:], g, atol=1e-4, rtol=1e-4)  # pictures of a batch do not see each other
+        torch.testing.assert_close(f[1:], g, atol=1e-4, rtol=1e-4)  # images of a batch do not see each other
 
 
 def test_squeeze_excite_is_its_formula():

@@ -1,4 +1,4 @@
-"""The whole network: published sizes, effdet's numbers, any picture, and a few numbers of its own."""
+"""The whole network: published sizes, effdet's numbers, any image, and a few numbers of its own."""
 
 import functools
 import json
@@ -10,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.reference_models import levels_of, off, rebuilt
+from tests.reference_models import levels_of, off, rebuilt, swap_xy
 from tinydet.model.config import MODELS, model_config
-from tinydet.model.detect import model_anchors
-from tinydet.model.efficientdet import EfficientDet
+from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.functional import apply, value_and_grad
+from tinydet.model.postprocess import model_anchors
 from tinydet.ops.assign import assign_batch
-from tinydet.ops.boxes import swap_xy
 from tinydet.ops.losses import detection_loss
 from tinydet.weights.formats import rename
 from tinydet.weights.renames import EFFDET
@@ -24,18 +23,15 @@ from tinydet.weights.renames import EFFDET
 TINY = {"num_channels": 8, "fpn_repeats": 2, "head_repeats": 1, "classes": ("a", "b", "c")}
 
 
-@functools.cache
-def meta_model(config):
-    with torch.device("meta"):
-        return EfficientDet(config)
+cached_meta_model = functools.cache(meta_model)
 
 
 def meta_outputs(config, *shape):
-    return meta_model(config).eval()(torch.empty(*shape, device="meta"))
+    return cached_meta_model(config).eval()(torch.empty(*shape, device="meta"))
 
 
 def shapes_of(config):
-    model = meta_model(config)
+    model = cached_meta_model(config)
     return {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
@@ -60,7 +56,7 @@ def shapes_of(config):
     ],
 )
 def test_published_parameter_counts(name, changes, count):
-    assert sum(p.numel() for p in meta_model(model_config(name, **changes)).parameters()) == count
+    assert sum(p.numel() for p in cached_meta_model(model_config(name, **changes)).parameters()) == count
 
 
 @pytest.mark.parametrize(
@@ -68,7 +64,7 @@ def test_published_parameter_counts(name, changes, count):
     [(name, (129, 67)) for name in MODELS]
     + [(name, size) for name in ("d0", "d7x") for size in [(128, 128), (64, 192)]],
 )
-def test_every_model_says_one_row_an_anchor(name, size):
+def test_every_model_has_one_row_an_anchor(name, size):
     config = model_config(name)
     logits, deltas = meta_outputs(config, 2, 3, *size)
     rows = len(model_anchors(config, size))
@@ -109,7 +105,7 @@ def test_rows_are_the_anchors_at_any_size(size, levels, octaves, aspects, paddin
         ("d0", {"fusion": "softmax", **TINY}),
     ],
 )
-def test_an_odd_picture(name, changes):
+def test_an_odd_image(name, changes):
     torch.manual_seed(0)
     config = model_config(name, **changes)
     model = EfficientDet(config).eval()
@@ -122,10 +118,10 @@ def test_an_odd_picture(name, changes):
         assert out.shape == (2, len(model_anchors(config, (65, 97))), last)
         assert out.isfinite().all()
         assert out.std() > 0
-        torch.testing.assert_close(out[1:], one, atol=1e-4, rtol=1e-4)  # pictures of a batch do not see each other
+        torch.testing.assert_close(out[1:], one, atol=1e-4, rtol=1e-4)  # images of a batch do not see each other
 
 
-def test_the_smallest_picture_is_one_pixel():
+def test_the_smallest_image_is_one_pixel():
     torch.manual_seed(0)
     config = model_config("d0", **TINY)
     model = EfficientDet(config).eval()
@@ -134,10 +130,29 @@ def test_the_smallest_picture_is_one_pixel():
     assert logits.isfinite().all()
     with pytest.raises(RuntimeError, match="input size"):
         model(torch.randn(1, 3, 0, 8))
-    # The coarsest level of one small picture is one value a channel, which has no variance to train by.
+    # The coarsest level of one small image is one value a channel, which has no variance to train by.
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         model.train()(torch.randn(1, 3, 128, 128))
     assert model(torch.randn(2, 3, 128, 128)).logits.isfinite().all()
+
+
+# Names
+
+
+def test_by_name_or_config():
+    config = model_config("lite0", classes=("a", "b"))
+    with torch.device("meta"):
+        models = EfficientDet(config), EfficientDet("efficientdet-lite0", classes=("a", "b")), meta_model(config)
+        assert EfficientDet().config == EfficientDet("d0").config == model_config("d0")
+    for model in models:
+        assert model.config == config
+        assert all(p.is_meta for p in model.parameters())
+    for name in ("d0", "lite0"):
+        with pytest.raises(TypeError, match=r'EfficientDet\("d0", classes=\("Car", ') as error:
+            EfficientDet(name, num_classes=8)
+        assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match=r'EfficientDet\("d0", classes='):
+        EfficientDet(num_classes=8)
 
 
 # Memory, randomness, precision
@@ -213,8 +228,8 @@ def effdet(request, shared):
         order = torch.tensor([1, 0, 3, 2])
         weights[f"box_net.predict.pointwise.{key}"] = value.reshape(9, 4, -1)[:, order].reshape(value.shape)
     config = model_config(name, classes=tuple("abcde"))
-    params = {name: weights.pop(name) for name, _ in meta_model(config).named_parameters()}
-    buffers = {name: weights.pop(name) for name, _ in meta_model(config).named_buffers()}
+    params = {name: weights.pop(name) for name, _ in cached_meta_model(config).named_parameters()}
+    buffers = {name: weights.pop(name) for name, _ in cached_meta_model(config).named_buffers()}
     assert not weights
     images = np.random.Generator(np.random.PCG64(123)).standard_normal((2, 3, 128, 128)).astype(np.float32)
     return npz, config, params, buffers, torch.from_numpy(images)
@@ -230,7 +245,7 @@ def targets_of(npz, config):
 
 def test_effdets_outputs_and_losses(effdet):
     npz, config, params, buffers, images = effdet
-    (logits, deltas), _ = apply(meta_model(config), params, buffers, images)
+    (logits, deltas), _ = apply(cached_meta_model(config), params, buffers, images)
     assert off(logits, levels_of(npz, "class", 5)) < 1e-4
     assert off(deltas, swap_xy(levels_of(npz, "box", 4))) < 1e-4
     losses = detection_loss(logits, deltas, *targets_of(npz, config))
@@ -246,7 +261,7 @@ def test_effdets_gradients(effdet):
     params, buffers = ({name: t.double() for name, t in tensors.items()} for tensors in (params, buffers))
 
     def loss(params):
-        (logits, deltas), _ = apply(meta_model(config), params, buffers, images.double())
+        (logits, deltas), _ = apply(cached_meta_model(config), params, buffers, images.double())
         return detection_loss(logits, deltas, labels, target_deltas.double()).total
 
     value, grads = value_and_grad(loss)(params)
@@ -288,7 +303,7 @@ GOLDEN = {
 
 
 def numbered(config):
-    """Weights, pictures and boxes that depend on nothing but numpy's PCG64. In float64."""
+    """Weights, images and boxes that depend on nothing but numpy's PCG64. In float64."""
     r = np.random.Generator(np.random.PCG64(7))
 
     def tensor(name, shape):
@@ -299,7 +314,7 @@ def numbered(config):
             value = 0.1 * value + (not name.endswith(("bias", "running_mean")))
         return torch.from_numpy(value)
 
-    model = meta_model(config)
+    model = cached_meta_model(config)
     params = {name: tensor(name, tuple(p.shape)) for name, p in model.named_parameters()}
     buffers = {name: tensor(name, tuple(b.shape)) for name, b in model.named_buffers()}
     corners = r.uniform(0, 60, (2, 3, 2))
@@ -317,7 +332,7 @@ def summary(name, dtype):
     )
 
     def loss(params):
-        (logits, deltas), after = apply(meta_model(config), params, buffers, images.to(dtype), train=True)
+        (logits, deltas), after = apply(cached_meta_model(config), params, buffers, images.to(dtype), train=True)
         losses = detection_loss(logits, deltas, labels, target_deltas.to(dtype))
         return losses.total, ((logits, deltas), after, losses)
 

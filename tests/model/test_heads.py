@@ -1,4 +1,4 @@
-"""The heads: where they start, what the levels share, and that their rows are the anchors' rows."""
+"""The heads: their first outputs, what the levels share, and that their rows are the anchors' rows."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def test_starts_at_one_in_a_hundred():
     zeros = [torch.zeros(1, 8, *size) for size in SIZES]
     torch.testing.assert_close(net(zeros).sigmoid(), torch.full((1, 9 * CELLS, 6), 0.01))
     assert not BoxNet(8, 3).eval()(zeros).any()
-    for wide in (ClassNet(64, 1, 90), BoxNet(64, 1)):  # and near it for any picture
+    for wide in (ClassNet(64, 1, 90), BoxNet(64, 1)):  # and near it for any image
         assert wide.predict.pointwise.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 

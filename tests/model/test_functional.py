@@ -1,4 +1,4 @@
-"""The model as a function: what it leaves alone, what it returns, and that torch.func agrees."""
+"""The model as a function: purity, results, and that torch.func agrees."""
 
 import copy
 import dataclasses
@@ -12,8 +12,9 @@ from torch.func import grad, grad_and_value, jvp, vmap
 from torch.testing import assert_close
 
 from tinydet.model.config import model_config
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import apply, ema_update, normalize, state, value_and_grad
+from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.functional import Variables, apply, ema_update, params_and_buffers, value_and_grad
+from tinydet.model.layers import BatchNorm
 
 CONFIG = model_config("d0", num_channels=8, fpn_repeats=1, head_repeats=1, classes=("a", "b"))
 # Forward-mode derivatives still go through torch.jit inside of torch.
@@ -22,15 +23,14 @@ forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script:Deprecation
 
 @pytest.fixture(scope="module")
 def model():
-    with torch.device("meta"):
-        return EfficientDet(CONFIG)
+    return meta_model(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def weights():
     """(params, buffers) of a real model, away from where they start."""
     torch.manual_seed(0)
-    params, buffers = state(EfficientDet(CONFIG))
+    params, buffers = params_and_buffers(EfficientDet(CONFIG))
     params = {name: p + 0.05 * torch.randn_like(p) for name, p in params.items()}
     return params, {name: b + 0.1 * torch.rand_like(b) for name, b in buffers.items()}
 
@@ -58,9 +58,10 @@ assert_equal = functools.partial(assert_close, rtol=0, atol=0)
 # apply
 
 
-def test_state_is_a_copy():
+def test_params_and_buffers_are_copies():
     net = EfficientDet(CONFIG)
-    params, buffers = state(net)
+    params, buffers = variables = params_and_buffers(net)
+    assert isinstance(variables, Variables)
     assert list(params) == [name for name, _ in net.named_parameters()]
     assert list(buffers) == [name for name, _ in net.named_buffers()]
     assert not any(t.requires_grad for t in [*params.values(), *buffers.values()])
@@ -76,11 +77,9 @@ def test_state_is_a_copy():
 def test_apply_is_the_module(weights, images, train, drop):
     params, buffers = weights
     config = dataclasses.replace(CONFIG, stochastic_depth=drop)
-    with torch.device("meta"):
-        skeleton = EfficientDet(config)
     net = real(config, params, buffers).train(train)
     torch.manual_seed(2)
-    outputs, after = apply(skeleton, params, buffers, images, train=train)
+    outputs, after = apply(meta_model(config), params, buffers, images, train=train)
     torch.manual_seed(2)
     expected = net(images)
     assert_equal(outputs, expected)
@@ -101,6 +100,25 @@ def test_apply_changes_nothing(model, weights, images, train):
         assert not addresses & {b.data_ptr() for b in after.values()}
     else:
         assert after is buffers
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.3, 1.0])
+def test_momentum_is_of_the_call(model, weights, images, momentum):
+    params, buffers = weights
+    one = {name: x.clone() for name, x in buffers.items()}
+    _, before = apply(model, params, buffers, images, train=True)
+    _, after = apply(model, params, buffers, images, train=True, momentum=momentum)
+    for name, start in buffers.items():
+        batch = start + (before[name] - start) / 0.01
+        assert_close(after[name], (1 - momentum) * start + momentum * batch, rtol=1e-3, atol=2e-3)
+    assert_equal(buffers, one)
+    assert_equal(apply(model, params, buffers, images, train=True)[1], before)  # nothing is left behind
+    net = real(CONFIG, params, buffers)
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = momentum
+    net.train()(images)
+    assert_equal(after, dict(net.named_buffers()))
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -215,7 +233,7 @@ def test_training_gradients_are_torch_funcs(model, weights, images):
 # The rest of torch.func, through the whole model
 
 
-def test_gradients_of_each_picture(model, weights, images):
+def test_gradients_of_each_image(model, weights, images):
     params, buffers = weights
 
     def loss(params, image):
@@ -248,10 +266,10 @@ def test_forward_mode_is_the_gradient(model, weights, images, train):
     def loss(params):
         return scalar(apply(model, params, buffers, images.double(), train=train)[0])
 
-    value, slope, *_ = jvp(loss, (params,), (direction,))
+    value, derivative, *_ = jvp(loss, (params,), (direction,))
     their_value, grads = value_and_grad(loss)(params)
     assert_close(value, their_value)
-    assert_close(slope, torch.stack([(grads[name] * direction[name]).sum() for name in grads]).sum())
+    assert_close(derivative, torch.stack([(grads[name] * direction[name]).sum() for name in grads]).sum())
 
 
 @forward_mode
@@ -260,7 +278,7 @@ def test_relu6_overwrites_nothing_that_is_needed():
     net = EfficientDet(
         model_config("lite0", num_channels=8, fpn_repeats=2, head_repeats=1, classes=("a", "b"))
     ).double()
-    params, buffers = state(net)
+    params, buffers = params_and_buffers(net)
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
 
     def loss(params, image):
@@ -270,12 +288,12 @@ def test_relu6_overwrites_nothing_that_is_needed():
     for i, image in enumerate(images):
         value, grads = value_and_grad(loss)(params, image)
         assert_close({name: g[i] for name, g in each.items()}, grads)
-        again, slope, *_ = jvp(lambda params, image=image: loss(params, image), (params,), (params,))
+        again, derivative, *_ = jvp(lambda params, image=image: loss(params, image), (params,), (params,))
         assert_close(again, value)
-        assert_close(slope, torch.stack([(grads[name] * params[name]).sum() for name in grads]).sum())
+        assert_close(derivative, torch.stack([(grads[name] * params[name]).sum() for name in grads]).sum())
 
 
-# Averages and pictures
+# Averages
 
 
 @given(decay=st.floats(0, 1), seed=st.integers(0, 99))
@@ -296,24 +314,3 @@ def test_ema_update_ends():
     assert torch.equal(ema_update(ema, new, decay=0.0)["a"], new["a"])
     with pytest.raises(KeyError, match="a"):
         ema_update(ema, {"b": torch.zeros(2)}, decay=0.5)
-
-
-@pytest.mark.parametrize("name", ["d0", "lite0"])
-def test_normalize(name):
-    config = model_config(name)
-    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    before = images.clone()
-    out = normalize(images, mean=config.mean, std=config.std)
-    assert out.dtype == torch.float32
-    assert torch.equal(images, before)
-    mean, std = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (config.mean, config.std))
-    assert_close(out.double(), (images.double() / 255 - mean) / std, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["d0", "lite0"])
-def test_fill_normalises_to_zero(name):
-    config = model_config(name)
-    fill = torch.tensor(config.fill, dtype=torch.uint8)[None, :, None, None]
-    out = normalize(fill, mean=config.mean, std=config.std).flatten()
-    for value, std in zip(out.tolist(), config.std, strict=True):
-        assert abs(value) <= 0.5 / 255 / std + 1e-6  # half a step of uint8

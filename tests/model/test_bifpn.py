@@ -1,7 +1,8 @@
-"""BiFPN: its graph, its sizes, and the cell written out line by line."""
+"""BiFPN: its fusion, its graph, its sizes, and the layer written out line by line."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from tinydet.model.bifpn import BiFPN, BiFPNLayer, bifpn_edges, resize
+from tinydet.model.bifpn import FUSION_METHODS, BiFPN, BiFPNLayer, bifpn_edges, resize, weighted_fusion
 from tinydet.model.layers import BatchNorm, downsample, swish
 
 
@@ -25,6 +26,98 @@ def pyramid(height, width, *, channels, batch=1, levels=5):
     """Random maps, each half of the one before, rounded up."""
     sizes = [(-(-height >> level), -(-width >> level)) for level in range(levels)]
     return [torch.randn(batch, channels, *size) for size in sizes]
+
+
+# Fusion
+
+
+def random_maps(seed, count, shape=(2, 3, 4, 5), dtype=torch.float64):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "expected"),
+    [
+        ("fast", [1, 3], (1 * 10 + 3 * 20) / 4.0001),
+        ("fast", [-5, 2], 2 * 20 / 2.0001),
+        ("fast", [-1, -2], 0),  # all weights off: nothing, and no division by zero
+        ("softmax", [0, 0], 15),
+        ("softmax", [0, np.log(3)], 17.5),
+        ("sum", [1, 3], 30),
+    ],
+)
+def test_weighted_fusion_by_hand(method, weights, expected):
+    inputs = [torch.full((1, 2, 2, 2), 10.0), torch.full((1, 2, 2, 2), 20.0)]
+    result = weighted_fusion(inputs, torch.tensor(weights, dtype=torch.float32), method=method)
+    torch.testing.assert_close(result, torch.full((1, 2, 2, 2), expected, dtype=torch.float32))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.lists(st.floats(-3, 3), min_size=1, max_size=4), st.sampled_from(FUSION_METHODS))
+def test_fusion_is_numpys(seed, values, method):
+    inputs, w = random_maps(seed, len(values)), np.array(values)
+    share = {
+        "fast": np.maximum(w, 0) / (1e-4 + np.maximum(w, 0).sum()),
+        "softmax": np.exp(w) / np.exp(w).sum(),
+        "sum": np.ones_like(w),
+    }[method]
+    result = weighted_fusion(list(inputs), torch.tensor(values, dtype=torch.float64), method=method)
+    assert result.dtype == torch.float64
+    np.testing.assert_allclose(result, np.einsum("i,i...->...", share, inputs.numpy()), rtol=0, atol=1e-12)
+
+
+def test_the_sum_needs_no_weights():
+    inputs = random_maps(0, 3)
+    torch.testing.assert_close(weighted_fusion(list(inputs), method="sum"), inputs.sum(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", FUSION_METHODS)
+def test_equal_maps_stay_as_they_are(method):
+    one = random_maps(1, 1)[0]
+    result = weighted_fusion([one, one], torch.tensor([0.3, 0.3]), method=method)
+    factor = {"fast": 0.6 / 0.6001, "softmax": 1, "sum": 2}[method]
+    torch.testing.assert_close(result, factor * one, rtol=1e-6, atol=0)
+
+
+def test_a_negative_weight_has_no_gradient():
+    inputs, weights = list(random_maps(2, 3)), torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    gradient = torch.func.grad(lambda w: weighted_fusion(inputs, w).square().sum())(weights)
+    assert gradient[1] == 0
+    assert gradient[[0, 2]].all()
+
+
+@pytest.mark.parametrize("method", FUSION_METHODS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_precision_and_memory_format_are_the_inputs(method, layout):
+    inputs = [x.to(torch.bfloat16, memory_format=layout) for x in random_maps(3, 3, dtype=torch.float32)]
+    result = weighted_fusion(inputs, torch.rand(3), method=method)  # weights stay float32 under autocast
+    assert result.dtype == torch.bfloat16
+    assert result.is_contiguous(memory_format=layout)
+
+
+def test_unusable_arguments_are_named():
+    inputs = list(random_maps(4, 3))
+    with pytest.raises(ValueError, match=r"method must be one of \('fast', 'softmax', 'sum'\), got 'mean'"):
+        weighted_fusion(inputs, torch.ones(3), method="mean")
+    for weights in (None, torch.ones(2), torch.ones(3, 1)):
+        with pytest.raises(ValueError, match="3 inputs need 3 weights"):
+            weighted_fusion(inputs, weights)
+
+
+@pytest.mark.parametrize("method", FUSION_METHODS)
+def test_weighted_fusion_is_pure(method):
+    """Derivatives are numeric ones, vmap is the loop, and the maps stay as they were."""
+
+    def fuse(a, b, c, weights):
+        return weighted_fusion([a, b, c], weights, method=method)
+
+    arguments = (*random_maps(5, 3, (2, 3, 2, 2)), torch.tensor([[0.2, 1, 0.7], [2, 0.1, 1]], dtype=torch.float64))
+    before = [x.clone() for x in arguments]
+    first = tuple(x[0].clone().requires_grad_() for x in arguments)
+    assert torch.autograd.gradcheck(fuse, first)
+    each = torch.stack([fuse(*(x[i] for x in arguments)) for i in range(2)])
+    torch.testing.assert_close(torch.func.vmap(fuse)(*arguments), each)
+    assert all(torch.equal(x, y) for x, y in zip(arguments, before, strict=True))
 
 
 # The graph
@@ -120,7 +213,7 @@ def test_resize():
 # What it computes
 
 
-def test_layer_is_the_papers_cell():
+def test_layer_is_the_papers():
     torch.manual_seed(0)
     layer = shuffled(BiFPNLayer(6))
     with torch.no_grad():
@@ -154,7 +247,7 @@ def test_layer_is_the_papers_cell():
         torch.testing.assert_close(ours, written, atol=1e-4, rtol=1e-4)
 
 
-def test_first_cell_has_a_lateral_for_each_use():
+def test_first_layer_has_a_lateral_for_each_use():
     bifpn = BiFPN(8, 2, [4, 5, 6])
     layers: Any = bifpn.layers
     first, second = layers

@@ -1,4 +1,4 @@
-"""The layers against torch's own, and against windows laid by hand."""
+"""The layers against torch's own, and against windows placed by hand."""
 
 import copy
 from typing import Any
@@ -31,7 +31,7 @@ def window_starts(size, kernel_size, stride):
 
 
 def windows(x, kernel_size, stride):
-    """Every window of one map, row by row, cut to the picture: (row, column, rows of the window, columns of it)."""
+    """Every window of one map, row by row, cut to the image: (row, column, rows of the window, columns of it)."""
     for i, top in enumerate(window_starts(x.shape[0], kernel_size, stride)):
         for j, left in enumerate(window_starts(x.shape[1], kernel_size, stride)):
             rows = [y for y in range(top, top + kernel_size) if 0 <= y < x.shape[0]]
@@ -57,10 +57,8 @@ def test_same_convolution_by_hand(size, kernel_size, stride):
     conv = Conv(1, 1, kernel_size, stride=stride)
     with torch.no_grad():
         conv.weight.copy_(kernel)
-    for gradient in (True, False):  # one pads the picture, the other the kernel
-        with torch.set_grad_enabled(gradient):
-            out = conv(x[None, None])[0, 0]
-        torch.testing.assert_close(out.detach(), conv_by_hand(x, kernel, stride), atol=1e-5, rtol=1e-5)
+        out = conv(x[None, None])[0, 0]
+    torch.testing.assert_close(out, conv_by_hand(x, kernel, stride), atol=1e-5, rtol=1e-5)
 
 
 def test_same_pads_right_and_bottom_heavier():
@@ -169,11 +167,15 @@ def test_batch_norm_is_torchs(eps):
     assert list(learnt) == ["weight", "bias", "running_mean", "running_var"]
 
 
-def test_batch_norm_weighs_a_batch_by_a_hundredth():
+def test_batch_norm_weighs_a_batch_by_its_momentum():
     norm = BatchNorm(1)
+    assert norm.momentum == 0.01
     norm(torch.tensor([1.0, 3.0])[:, None, None, None])
     assert norm.running_mean.item() == pytest.approx(0.02)
     assert norm.running_var.item() == pytest.approx(0.99 + 0.01 * 2)  # the unbiased variance of 1 and 3
+    norm.momentum = 0.5
+    norm(torch.tensor([3.0, 5.0])[:, None, None, None])
+    assert norm.running_mean.item() == pytest.approx(0.01 + 2)
 
 
 @pytest.mark.parametrize("bias", [True, False])
