@@ -1,31 +1,35 @@
-"""The one error that is about the user's input, and what becomes of it."""
+"""Errors about the user's input, and how readers collect them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something given by the user cannot be used: the message names the file, the line and the value.
-
-    The command line prints it as one line and exits with status 2; code gets an ordinary `ValueError`.
-    """
+    """An error in what the user gave: names the file, the line and the value; the command line exits with status 2."""
 
 
-Report = Callable[[InputError], None]
-"""What a reader does with an error: if it returns, the reader goes on without what is wrong."""
+# What a reader calls with an error: if it returns, the reader leaves out what is wrong and goes on.
+OnError = Callable[[InputError], None]
 
 
-def stop(error: InputError) -> None:
-    """The report that does not go on."""
+def raise_error(error: InputError) -> None:
+    """Raise the error: the default of every `on_error`."""
     raise error
 
 
-def attempt(report: Report, make: Callable[..., Made], /, *args: Any, **kwargs: Any) -> Made | None:
-    """What a function makes of its arguments, or None where that is an error that was reported."""
+def try_call(on_error: OnError, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T | None:
+    """Call the function, and pass an InputError on to `on_error`: the result is None then."""
     try:
-        return make(*args, **kwargs)
+        return function(*args, **kwargs)
     except InputError as error:
-        report(error)
+        on_error(error)
         return None
+
+
+def nearest(value: object, choices: Iterable[str]) -> str:
+    """End a message with the most similar choice, "; did you mean lite0?", or with nothing where none is similar."""
+    found = get_close_matches(str(value).lower(), [*choices], n=1)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -1,1 +1,1 @@
-"""Files to examples, in numpy."""
+"""Data sets, augmentation and batches: files to examples, in numpy."""

@@ -1,203 +1,229 @@
-"""What every reader makes of its files: one split of a data set, pictures with boxes."""
+"""Data sets as columns: one split, images with boxes, in a few arrays that workers share."""
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
-from tinydet.data.example import Example, fit_scale, read_image
-from tinydet.data.text import shown
-from tinydet.errors import InputError
-from tinydet.labels import BACKGROUND
+from tinydet.data.images import Example, read_image, to_example
+from tinydet.errors import InputError, OnError, raise_error
+from tinydet.files import short_path
+from tinydet.labels import BACKGROUND, IGNORE
 
-SPLITS = ("train", "val", "all")
-Some = TypeVar("Some", bound="DetectionDataset")
+Self = TypeVar("Self", bound="DetectionDataset")
 
 
 class Frame(NamedTuple):
-    """What is known of a picture before it is read."""
+    """What is known of an image before it is read."""
 
     name: str
     path: Path
-    size: tuple[int, int]
-    """(height, width)"""
-    boxes: np.ndarray
-    """float32[N 4], xyxy, original pixels, within the picture."""
-    labels: np.ndarray
-    """int64[N], class index or IGNORE."""
-    places: Sequence[str] = ()
-    """Where each of the N is written: the file, and the line or the number."""
+    size: tuple[int, int]  # (height, width)
+    boxes: np.ndarray  # float32[N 4], xyxy, original pixels, within the image
+    labels: np.ndarray  # int64[N], class index or IGNORE
+
+
+class Columns(NamedTuple):
+    """N images and their M boxes, end to end in the order of the images."""
+
+    names: np.ndarray  # str[N]
+    paths: np.ndarray  # str[N]
+    sizes: np.ndarray  # int64[N 2], (height, width)
+    offsets: np.ndarray  # int64[N+1]: the boxes of image i are rows offsets[i] to offsets[i + 1]
+    boxes: np.ndarray  # float[M 4], xyxy, original pixels
+    labels: np.ndarray  # int64[M], class index, IGNORE, or BACKGROUND of what is left out
+    lines: np.ndarray  # int64[M], the line or the annotation that each box is written in; 0 where there is none
+
+    @property
+    def image_index(self) -> np.ndarray:
+        """int64[M], row of the image that each box is in."""
+        return np.repeat(np.arange(len(self.names)), np.diff(self.offsets))
+
+
+class CocoAnnotations(NamedTuple):
+    """Annotations as COCO's metric reads them, ordered by image."""
+
+    images: np.ndarray  # int64[A], row of the image
+    labels: np.ndarray  # int64[A], class index
+    boxes: np.ndarray  # float64[A 4]: left, top, width, height as written; original pixels, not clipped
+    areas: np.ndarray  # float64[A], square pixels: of the outline, where the file gives it
+    crowd: np.ndarray  # bool[A]: regions that any number of detections may lie in
+
+
+def as_annotations(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray, *, classes: int) -> CocoAnnotations:
+    """Convert xyxy boxes to COCO's annotations: an ignore region to a crowd of every class, BACKGROUND to nothing."""
+    times = np.where(labels == IGNORE, classes, labels != BACKGROUND)
+    rows = np.repeat(np.arange(len(labels)), times)
+    crowd, nth = labels[rows] == IGNORE, np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    boxes = boxes.astype(np.float64)[rows]
+    boxes[:, 2:] -= boxes[:, :2]
+    return CocoAnnotations(images[rows], np.where(crowd, nth, labels[rows]), boxes, boxes[:, 2] * boxes[:, 3], crowd)
+
+
+def gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index the entries of some of the lists that lie end to end at `offsets`; and give the new offsets."""
+    counts = np.diff(offsets)[rows]
+    ends = np.append(0, np.cumsum(counts))
+    return np.arange(ends[-1]) + np.repeat(offsets[:-1][rows] - ends[:-1], counts), ends
+
+
+def join_frames(frames: Sequence[Frame], lines: Sequence[Sequence[int]] = ()) -> Columns:
+    """Put frames end to end, and the lines that their boxes are written in."""
+    offsets = np.cumsum([0, *(len(frame.labels) for frame in frames)])
+    return Columns(
+        names=np.array([frame.name for frame in frames], dtype=str),
+        paths=np.array([str(frame.path) for frame in frames], dtype=str),
+        sizes=np.array([frame.size for frame in frames], dtype=np.int64).reshape(-1, 2),
+        offsets=offsets,
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(frame.boxes for frame in frames)]),
+        labels=np.concatenate([np.zeros(0, np.int64), *(frame.labels for frame in frames)]).astype(np.int64),
+        lines=np.array([n for some in lines for n in some], int) if lines else np.zeros(offsets[-1], int),
+    )
+
+
+def _column(name: str) -> Any:
+    """Make an attribute of a data set that is a column of the images that were taken."""
+    return property(attrgetter(f"_taken.{name}"))
 
 
 class DetectionDataset(Dataset[Example]):
-    """One split of a data set; labels and picture headers are read and checked at once, pictures when asked for.
+    """One split of a data set; labels are read and checked at once, images when asked for.
 
-    Attributes:
-        kind: whose files these are, such as KITTI.
-        classes: the class names; their order gives the labels.
-        names: the frames.
-        paths: their pictures.
-        sizes: (height, width) of each.
-        boxes: float32[N 4] of each frame, xyxy, original pixels.
-        labels: int64[N] of each frame, class index or IGNORE.
-        places: where each of the N is written.
-        split_note: a sentence that says how the frames were chosen.
-        notes: what else should be said of the files, a sentence each.
+    Args:
+        frames: the images; or their columns, whose boxes may be float64 and labelled BACKGROUND too.
+        classes: the K class names; their order gives the labels.
+        split_note: a sentence that says how the images were chosen; `notes`: others on the files.
+        annotations: what to evaluate against, as written in the files; made of the boxes when None.
+        on_error: called for each box outside of its image; if it returns, the box is left out.
+
+    Raises:
+        InputError: there is no image, or a box lies outside of its own.
     """
 
-    kind = "pictures"
-    per_frame: tuple[str, ...] = ("names", "paths", "sizes", "boxes", "labels", "places")
+    kind = "images"  # or whose files these are
+    names: np.ndarray = _column("names")  # str[N]
+    paths: np.ndarray = _column("paths")  # str[N], the image files
+    sizes: np.ndarray = _column("sizes")  # int64[N 2], (height, width)
+    offsets: np.ndarray = _column("offsets")  # int64[N+1]: image i has the boxes offsets[i] to offsets[i + 1]
+    boxes: np.ndarray = _column("boxes")  # float32[M 4], xyxy, original pixels, within their images
+    labels: np.ndarray = _column("labels")  # int64[M], class index or IGNORE
+    image_index: np.ndarray = _column("image_index")  # int64[M], row of the image that each box is in
 
     def __init__(
         self,
-        frames: Sequence[Frame],
+        frames: Iterable[Frame] | Columns,
         *,
         classes: Sequence[str],
         split_note: str = "",
         notes: Sequence[str] = (),
-        transform: Callable[[Example], Example] | None = None,
+        annotations: CocoAnnotations | None = None,
+        on_error: OnError = raise_error,
     ) -> None:
-        if not frames:
-            raise InputError(f"{split_note or 'the data set'}: no picture that can be used")
-        self.names = [frame.name for frame in frames]
-        self.paths = [frame.path for frame in frames]
-        self.sizes = [frame.size for frame in frames]
-        self.boxes = [frame.boxes for frame in frames]
-        self.labels = [frame.labels for frame in frames]
-        self.places = [frame.places or [shown(frame.path)] * len(frame.labels) for frame in frames]
-        self.classes, self.transform = tuple(classes), transform
-        self.split_note, self.notes = split_note, tuple(notes)
+        self._columns = columns = frames if isinstance(frames, Columns) else join_frames(list(frames))
+        self._rows, self._annotations = np.arange(len(columns.names)), annotations
+        self.classes, self.split_note, self.notes = tuple(classes), split_note, tuple(notes)
+        if not len(self):
+            raise InputError(f"{split_note or 'the data set'}: there is no image that can be used")
+        images = columns.image_index
+        boxes = columns.boxes.clip(0, columns.sizes[images][:, [1, 0, 1, 0]]).astype(np.float32)
+        empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+        for m in np.flatnonzero(empty).tolist():
+            (height, width), where = columns.sizes[images[m]], self._origin(images[m], columns.lines[m])
+            box = " ".join(f"{side:g}" for side in columns.boxes[m].tolist())
+            on_error(InputError(f"{where}: box {box} (x1 y1 x2 y2) lies outside of its {width}x{height} image"))
+        keep = (columns.labels != BACKGROUND) & ~empty
+        offsets, per_box = np.searchsorted(images[keep], np.arange(len(self) + 1)), (boxes, *columns[5:])
+        self._columns = self._taken = Columns(*columns[:3], offsets, *(column[keep] for column in per_box))
 
-    def take(self: Some, rows: Sequence[int]) -> Some:
-        """The same data set with these of its frames, in this order; a frame may come several times."""
+    def take(self: Self, rows: Sequence[int] | np.ndarray) -> Self:
+        """Select images by their rows, in this order; an image may come several times. Nothing is copied."""
         taken = copy(self)
-        for name in self.per_frame:
-            setattr(taken, name, [getattr(self, name)[row] for row in rows])
+        taken._rows = self._rows[np.asarray(rows, dtype=np.int64)]
+        taken.__dict__.pop("_taken", None)
         return taken
+
+    @cached_property
+    def _taken(self) -> Columns:
+        """Gather the columns of the images that were taken."""
+        boxes, offsets = gather(self._columns.offsets, self._rows)
+        names, paths, sizes = (column[self._rows] for column in self._columns[:3])
+        return Columns(names, paths, sizes, offsets, *(column[boxes] for column in self._columns[4:]))
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many objects of each class there are."""
-        labels = np.concatenate(self.labels)
-        return {name: int((labels == i).sum()) for i, name in enumerate(self.classes)}
+        """Count the objects of each class."""
+        numbers = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
+        return dict(zip(self.classes, numbers.tolist(), strict=True))
 
     def boxes_in(self, image_size: tuple[int, int]) -> np.ndarray:
-        """The boxes of all frames end to end, float32[N 4], in pixels of a network's input of (height, width)."""
-        scales = [fit_scale(size, image_size) for size in self.sizes]
-        return np.concatenate([boxes * scale for boxes, scale in zip(self.boxes, scales, strict=True)])
+        """Scale all boxes to pixels of a network's input of (height, width), float32[M 4]."""
+        scales = (np.array(image_size) / self.sizes).min(axis=1).astype(np.float32)
+        return self.boxes * scales[self.image_index, None]
+
+    def frame(self, index: int) -> Frame:
+        """View one image's row of the columns."""
+        row, columns = self._rows[index], self._columns
+        (height, width), part = columns.sizes[row].tolist(), slice(*columns.offsets[row : row + 2])
+        name, path = str(columns.names[row]), Path(str(columns.paths[row]))
+        return Frame(name, path, (height, width), columns.boxes[part], columns.labels[part])
+
+    def frames(self) -> Iterator[Frame]:
+        """Iterate over the frames of all images."""
+        return map(self.frame, range(len(self)))
+
+    def origin(self, m: int) -> str:
+        """Name the file and the line, or the annotation, of box m, as messages do."""
+        image = int(np.searchsorted(self.offsets, m, side="right")) - 1
+        return self._origin(self._rows[image], self._taken.lines[m])
+
+    def _origin(self, row: int, line: int) -> str:
+        """Name the place where a box of an image, by its row of all, is written."""
+        return short_path(self._columns.paths[row])
+
+    def _stated_by(self, index: int) -> str:
+        """Name what states an image's size."""
+        return short_path(self.frame(index).path)
+
+    def coco_annotations(self) -> CocoAnnotations:
+        """Give the objects as COCO's metric reads them, those that a file holds as written there."""
+        if self._annotations is None:
+            return as_annotations(self.image_index, self.labels, self.boxes, classes=len(self.classes))
+        index, ends = gather(
+            np.searchsorted(self._annotations.images, np.arange(len(self._columns.names) + 1)), self._rows
+        )
+        images = np.repeat(np.arange(len(self)), np.diff(ends))
+        return CocoAnnotations(images, *(column[index] for column in self._annotations[1:]))
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        image = read_image(self.paths[index])
-        height, width = image.shape[:2]
-        example = Example(image, self.boxes[index], self.labels[index], self.names[index], (height, width))
-        return self.transform(example) if self.transform else example
+        """Read one image; raise InputError if it cannot be read, or has another size than was stated."""
+        frame = self.frame(index)
+        image = read_image(frame.path)
+        if image.shape[:2] != frame.size:
+            stated, found = ("x".join(map(str, size[1::-1])) for size in (frame.size, image.shape))
+            raise InputError(f"{self._stated_by(index)} is {stated} pixels, but {frame.path} is {found} upright")
+        return Example(image, frame.boxes, frame.labels, frame.name, frame.size)
 
 
-def draw_split(count: int, *, split: str, seed: int) -> tuple[list[int], str]:
-    """Choose rows of a data set that does not say which are for validation.
-
-    The rows, in order, are cut into ten blocks and two of them are drawn: neighbours, such as the frames of a drive,
-    are near-duplicates, so that a split one by one would be tested on what it was trained on.
-
-    Args:
-        count: of the rows.
-        split: "train", "val", or "all" of them.
-        seed: of the draw; both splits need the same one.
-
-    Returns:
-        The rows, in order, and how they were chosen, as the end of a sentence.
-
-    Raises:
-        InputError: there are fewer than two.
-    """
-    if split == "all":
-        return list(range(count)), "all of them"
-    if count < 2:
-        raise InputError(f"{count} pictures cannot be split into train and val")
-    blocks = np.array_split(np.arange(count), min(10, count))
-    drawn = np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 5)]
-    rows = [int(i) for b, block in enumerate(blocks) if (b in drawn) == (split == "val") for i in block]
-    return rows, f"{len(drawn)} of {len(blocks)} blocks of consecutive frames, drawn with seed {seed}, are val"
-
-
-def known_split(split: str) -> str:
-    """The split, if it is one.
-
-    Raises:
-        InputError: it is none of `SPLITS`.
-    """
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    return split
-
-
-def check_classes(classes: Sequence[str], occurring: Iterable[str], *, split: str) -> None:
-    """Raise InputError unless the classes are distinct and occur: all of them to train, at least one to validate.
-
-    Args:
-        classes: the names asked for, in any case.
-        occurring: the class of every object.
-        split: of what.
-    """
-    lower = [name.lower() for name in classes]
-    if not classes or len(set(lower)) < len(lower) or "dontcare" in lower:
-        raise InputError(f"classes must be distinct names other than DontCare, got {', '.join(classes) or 'none'}")
-    counts = Counter(occurring)
-    missing = [name for name in classes if name.lower() not in {known.lower() for known in counts}]
-    if missing and (split == "train" or len(missing) == len(classes)):
-        held = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "nothing"
-        raise InputError(f"no {split} label holds class {missing[0]!r}; they hold {held}")
-
-
-def check_named(
-    classes: Sequence[str] | None, named: Sequence[str], frames: Iterable[Sequence[str]], *, split: str
-) -> list[str]:
-    """The same where a file names its classes, and none need be asked for.
-
-    Args:
-        classes: the names asked for; all that the file names when None.
-        named: those, of which some may not occur.
-        frames: the class of every object, picture by picture.
-        split: of what.
-
-    Returns:
-        What should be said of the classes, a sentence each.
-
-    Raises:
-        InputError: as of `check_classes`; or a class is not among those named, or there are no objects.
-    """
-    occurring = Counter(name for frame in frames for name in frame)
-    if unknown := [name for name in classes or () if name.lower() not in map(str.lower, named)]:
-        raise InputError(f"no class {unknown[0]!r}; there are {', '.join(named)}")
-    if classes is not None:
-        check_classes(classes, occurring.elements(), split=split)
-    if not occurring and split != "val":
-        raise InputError(f"the {split} pictures hold no objects at all")
-    absent = [name for name in named if classes is None and not occurring[name]]
-    return [f"no {split} picture holds {', '.join(absent)}"] if absent else []
-
-
-def label_of(classes: Sequence[str], extra: Mapping[str, int]) -> Callable[[str], int]:
-    """What gives a class name, in any case, its label; BACKGROUND where it is not among the classes or the `extra`."""
-    known = {**extra, **{name.lower(): label for label, name in enumerate(classes)}}
-    return lambda name: known.get(name.lower(), BACKGROUND)
-
-
-def left_over(what: str, names: Collection[str], folder: Path) -> list[str]:
-    """A sentence about things of a folder that have no picture, where there are any."""
-    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return [f"{folder}: {len(names)} {what} have no picture ({some})"] if names else []
-
-
-def clip_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes, float[N 4], cut to a picture of (height, width), as float32; and which of them nothing is left of."""
-    height, width = size
-    clipped = boxes.clip(0, (width, height, width, height)).astype(np.float32)
-    return clipped, np.any(clipped[:, 2:] <= clipped[:, :2], axis=1)
+def ground_truth(dataset: Any, *, classes: Sequence[str] | None = None) -> DetectionDataset:
+    """Collect the boxes of any sized data set; its classes are its own, else class_0, class_1, ..., when None."""
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, DetectionDataset):
+        return dataset.dataset.take(dataset.indices)
+    if isinstance(dataset, DetectionDataset):
+        return dataset
+    frames = []
+    for _, boxes, labels, name, size, scale in (to_example(dataset[i], str(i)) for i in range(len(dataset))):
+        boxes = (np.asarray(boxes) / scale).astype(np.float32)
+        frames.append(Frame(name, Path(f"item {name}"), size, boxes, np.asarray(labels)))  # a path for messages alone
+    highest = max((int(frame.labels.max(initial=-1)) for frame in frames), default=-1)
+    classes = classes or getattr(dataset, "classes", None) or [f"class_{i}" for i in range(highest + 1)]
+    if highest >= len(classes):
+        raise InputError(f"the data set has label {highest}, but only {len(classes)} classes: {', '.join(classes)}")
+    return DetectionDataset(frames, classes=classes)

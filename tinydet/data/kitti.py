@@ -1,231 +1,174 @@
-"""KITTI's folder: where its parts lie, and a data set of one of its splits."""
+"""KITTI: label and result files as arrays, and a data set of one split of a folder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tinydet.data.dataset import (
-    DetectionDataset,
-    Frame,
-    check_classes,
-    clip_boxes,
-    draw_split,
-    known_split,
-    label_of,
-    left_over,
-)
-from tinydet.data.example import Example, read_size
-from tinydet.data.kitti_labels import KittiObjects, read_objects
-from tinydet.data.text import read_lines, shown
-from tinydet.errors import InputError, Report, attempt, stop
-from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_frames
+from tinydet.data.images import read_size
+from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
+from tinydet.errors import InputError, OnError, raise_error, try_call
+from tinydet.files import PathLike, parse_float, parse_lines, short_path
 
-CLASSES = ("Car", "Pedestrian", "Cyclist")
+KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
 NEIGHBOURS = {"car": "van", "pedestrian": "person_sitting"}
-PICTURES = (".png", ".jpg", ".jpeg")
+FIELDS = "type truncated occluded alpha x1 y1 x2 y2 height width length x y z rotation_y score"
+Paths = dict[str, Path]  # files by their names without suffix
+
+
+class KittiObjects(NamedTuple):
+    """The N lines of a label or result file, as written and in its order."""
+
+    types: list[str]
+    truncated: np.ndarray  # float64[N], 0..1, -1 where it does not apply
+    occluded: np.ndarray  # int64[N], 0..3, -1 where it does not apply
+    boxes: np.ndarray  # float64[N 4], xyxy, original pixels, not clipped
+    scores: np.ndarray | None  # float64[N] of a result file
+    lines: Sequence[int] = ()  # the number of each line, from 1
+
+
+def read_kitti_objects(path: PathLike, *, scored: bool = False, on_error: OnError = raise_error) -> KittiObjects:
+    """Read a label file, or with `scored` a result file, without the lines whose error `on_error` took."""
+    fields = FIELDS.split()[: None if scored else -1]
+    found = parse_lines(path, _parse_line, fields, on_error=on_error)
+    types, rows = [kind for kind, _ in found.values()], [values for _, values in found.values()]
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(fields) - 1)
+    scores = table[:, -1] if scored else None
+    return KittiObjects(types, table[:, 0], table[:, 1].astype(np.int64), table[:, 3:7], scores, list(found))
+
+
+def _parse_line(line: str, fields: Sequence[str], *, where: str) -> tuple[str, list[float]]:
+    """Parse the type and the numbers of one line."""
+    words = line.split()
+    if len(words) != len(fields):
+        raise InputError(f"{where}: expected {len(fields)} fields, got {len(words)} ({line.strip()!r})")
+    values = [parse_float(word, where=f"{where}: {field}") for field, word in zip(fields[1:], words[1:], strict=True)]
+    x1, y1, x2, y2 = values[3:7]
+    for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
+        # Detectors that clip to the image write empty boxes, and the official program counts them as false positives.
+        if high < low or (high == low and "score" not in fields):
+            raise InputError(f"{where}: {axis}2 {'<' if high < low else '=='} {axis}1 ({high:g}, {low:g})")
+    if not values[1].is_integer():
+        raise InputError(f"{where}: occluded is not a whole number ({words[2]!r})")
+    return words[0], values
+
+
+def kitti_labels(types: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Label objects: IGNORE for DontCare and neighbours of a class, BACKGROUND for strangers; int64[N]."""
+    neighbours = {NEIGHBOURS[name] for name in map(str.lower, classes) if name in NEIGHBOURS}
+    return class_labels(types, classes, ignored={"dontcare", *neighbours})
 
 
 class KittiFolder(NamedTuple):
-    """Where the parts of a KITTI folder lie; `lists` is None when there are no split lists."""
+    """Where the parts of a KITTI folder lie."""
 
     images: Path
     labels: Path
-    lists: Path | None
+    lists: Path | None  # ImageSets, if there are any
 
 
-def find_kitti(root: str | PathLike[str]) -> KittiFolder:
-    """Find pictures and labels in KITTI's folder, its `training`, or where torchvision keeps it.
-
-    Raises:
-        InputError: says where it looked.
-    """
-    places = [Path(root), *(Path(root) / place for place in ("training", "raw/training", "Kitti/raw/training"))]
+def find_kitti(root: PathLike) -> KittiFolder:
+    """Find images and labels in KITTI's folder, its `training`, or where torchvision keeps it."""
+    places = [Path(root) / place for place in ("", "training", "raw/training", "Kitti/raw/training")]
     for folder in places:
         if (folder / "image_2").is_dir() and (folder / "label_2").is_dir():
             lists = (parent / "ImageSets" for parent in (folder, folder.parent))
             found = (place for place in lists if any((place / f"{split}.txt").is_file() for split in ("train", "val")))
             return KittiFolder(folder / "image_2", folder / "label_2", next(found, None))
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(map(str, places))
     raise InputError(f"{root}: found no folder that holds both image_2 and label_2; looked in {looked}")
 
 
-def split_frames(
-    folder: KittiFolder,
-    *,
-    pictures: Mapping[str, Path],
-    labels: Mapping[str, Path],
-    split: str,
-    seed: int,
-    report: Report = stop,
-) -> tuple[list[str], str]:
-    """Choose the frames of one split: as `ImageSets/train.txt` and `val.txt` say, else as `draw_split` draws them.
-
-    Args:
-        folder: from `find_kitti`.
-        pictures: path by frame name.
-        labels: path by frame name.
-        split: "train", "val" or "all".
-        seed: of the draw; both splits need the same one.
-        report: of each frame without picture or label, or listed twice; if it returns, the frame is left out.
-
-    Returns:
-        The frames, in order, and a sentence that says how they were chosen.
-
-    Raises:
-        InputError: a frame without picture or label, listed twice, or nothing to choose from.
-    """
-    if folder.lists is not None:
-        if split == "all":
-            frames = sorted(labels)
-            return _paired(frames, folder, pictures=pictures, labels=labels, report=report), f"all {len(frames)} frames"
-        frames = _listed_frames(folder.lists, pictures=pictures, labels=labels, split=split, report=report)
-        return frames, f"{len(frames)} {split} frames, as listed in {folder.lists / split}.txt"
-    everything = _paired(
-        sorted(pictures.keys() | labels.keys()), folder, pictures=pictures, labels=labels, report=report
-    )
-    try:
-        rows, how = draw_split(len(everything), split=split, seed=seed)
-    except InputError as error:
-        raise InputError(f"{folder.images}: {error}; add ImageSets") from None
-    warning = "" if split == "all" else " (KITTI itself is shuffled: give it ImageSets)"
-    frames = [everything[row] for row in rows]
-    return frames, f"{len(frames)} {split} frames of {len(everything)}: there are no ImageSets, so {how}{warning}"
-
-
 class KittiDataset(DetectionDataset):
-    """One split of a KITTI folder.
+    """One split of a KITTI folder; the arguments and errors are those of `open_dataset`.
 
-    A DontCare box, and one of a neighbour class that was not itself chosen, becomes an ignore region; every other class
-    is background. Boxes are clipped to their picture.
-
-    Attributes:
-        objects: the labels of each frame as written, for the evaluation; all else as of `DetectionDataset`.
+    DontCare boxes and those of neighbour classes that were not chosen are ignore regions, other classes background.
     """
 
     kind = "KITTI"
-    per_frame = (*DetectionDataset.per_frame, "objects")
 
     def __init__(
         self,
-        root: str | PathLike[str],
+        root: PathLike | KittiFolder,
         split: str = "train",
         *,
         classes: Sequence[str] | None = None,
-        transform: Callable[[Example], Example] | None = None,
         seed: int = 0,
-        report: Report = stop,
+        on_error: OnError = raise_error,
     ) -> None:
-        """Read a folder that `find_kitti` knows.
-
-        Args:
-            root: the folder.
-            split: "train", "val" or "all".
-            classes: their names; Car, Pedestrian and Cyclist when None.
-            transform: of every example that is asked for.
-            seed: draws the split where no list does.
-            report: of each line, box or picture that is wrong; if it returns, that is left out.
-
-        Raises:
-            InputError: names the file, the line and the value; or the class, and those that occur.
-        """
-        known_split(split)
-        classes = CLASSES if classes is None else tuple(classes)
-        folder = find_kitti(root)
-        pictures, labels = by_frame(folder.images, PICTURES), by_frame(folder.labels, (".txt",))
-        names, note = split_frames(folder, pictures=pictures, labels=labels, split=split, seed=seed, report=report)
-        objects = [read_objects(labels[name], report=report) for name in names]
-        check_classes(classes, (kind for frame in objects for kind in frame.types), split=split)
-        read = [
-            (attempt(report, _frame, name, pictures[name], labels[name], one, classes=classes, report=report), one)
-            for name, one in zip(names, objects, strict=True)
+        check_split(split)
+        classes = KITTI_CLASSES if classes is None else tuple(classes)
+        self._folder = folder = root if isinstance(root, KittiFolder) else find_kitti(root)
+        images, labels = _by_stem(folder.images, ".png .jpg .jpeg"), _by_stem(folder.labels, ".txt")
+        names, note = _split_names(folder, images, labels, split=split, seed=seed, on_error=on_error)
+        sizes = {name: size for name in names if (size := try_call(on_error, read_size, images[name]))}
+        objects = [read_kitti_objects(labels[name], on_error=on_error) for name in sizes]
+        resolve_classes(classes, Counter(kind for one in objects for kind in one.types), split=split)
+        frames = [
+            Frame(name, images[name], size, one.boxes, kitti_labels(one.types, classes))
+            for (name, size), one in zip(sizes.items(), objects, strict=True)
         ]
-        self.objects = [one for frame, one in read if frame]
-        super().__init__(
-            [frame for frame, _ in read if frame],
-            classes=classes,
-            split_note=note,
-            notes=left_over("labels", labels.keys() - pictures.keys(), folder.labels),
-            transform=transform,
-        )
+        columns = join_frames(frames, [one.lines for one in objects])
+        notes = left_over_note("labels", labels.keys() - images.keys(), folder.labels)
+        written = as_annotations(columns.image_index, columns.labels, columns.boxes, classes=len(classes))
+        super().__init__(columns, classes=classes, split_note=note, notes=notes, annotations=written, on_error=on_error)
+        self._objects = objects
+
+    def objects(self, index: int) -> KittiObjects:
+        """Give the lines of one image's label file as written, for the evaluation."""
+        return self._objects[self._rows[index]]
+
+    def _origin(self, row: int, line: int) -> str:
+        return f"{short_path(self._folder.labels / self._columns.names[row])}.txt:{line}"
 
 
-def kitti_labels(types: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """int64[N] of N objects: the class of each, IGNORE for DontCare and for neighbours of a class, else BACKGROUND."""
-    ignored = {"dontcare", *(NEIGHBOURS[one] for one in map(str.lower, classes) if one in NEIGHBOURS)}
-    return np.array([*map(label_of(classes, dict.fromkeys(ignored, IGNORE)), types)], dtype=np.int64)
+def _by_stem(folder: Path, suffixes: str) -> Paths:
+    """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
+    paths: Paths = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes.split()):
+        if (first := paths.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: image {path.stem!r} is there twice, {first.name} and {path.name}")
+    return paths
 
 
-def _frame(
-    name: str, picture: Path, path: Path, objects: KittiObjects, *, classes: Sequence[str], report: Report
-) -> Frame:
-    """A frame with its objects as clipped boxes and labels, the background left out."""
-    size, labels = read_size(picture), kitti_labels(objects.types, classes)
-    places = [f"{shown(path)}:{line}" for line in objects.lines]
-    boxes, empty = clip_boxes(objects.boxes, size)
-    for row in np.flatnonzero(empty).tolist():
-        box = " ".join(f"{side:g}" for side in objects.boxes[row])
-        report(InputError(f"{places[row]}: box {box} lies outside of its {size[1]}x{size[0]} picture"))
-    rows = np.flatnonzero((labels != BACKGROUND) & ~empty)
-    return Frame(name, picture, size, boxes[rows], labels[rows], [places[row] for row in rows])
+def _split_names(
+    folder: KittiFolder, images: Paths, labels: Paths, *, split: str, seed: int, on_error: OnError
+) -> tuple[list[str], str]:
+    """Choose the images of a split, as `ImageSets` list them or `draw_split` draws them; and say how."""
+    if folder.lists and split != "all":
+        names = _listed_names(folder.lists, images, labels, split=split, on_error=on_error)
+        return names, f"{len(names)} {split} images, as listed in {folder.lists / split}.txt"
+    candidates = labels.keys() if folder.lists else images.keys() | labels.keys()
+    incomplete = sorted(candidates - (images.keys() & labels.keys()))
+    for name in incomplete:
+        missing, place = ("label", folder.labels) if name in images else ("image", folder.images)
+        on_error(InputError(f"{place}: frame {name!r} has no {missing} ({len(incomplete)} frames are incomplete)"))
+    names = sorted(candidates - set(incomplete))
+    if split == "all":
+        return names, f"all {len(names)} images"
+    rows, note = draw_split(len(names), split=split, seed=seed, reason=f"{folder.images.parent} has no ImageSets")
+    return [names[row] for row in rows], f"{note} (KITTI itself is shuffled: give it ImageSets)"
 
 
-def _paired(
-    frames: list[str],
-    folder: KittiFolder,
-    *,
-    pictures: Mapping[str, Path],
-    labels: Mapping[str, Path],
-    report: Report,
-) -> list[str]:
-    """The frames that have both picture and label; the others are reported."""
-    unpaired = [name for name in frames if name not in pictures or name not in labels]
-    for name in unpaired:
-        missing, place = ("label", folder.labels) if name in pictures else ("picture", folder.images)
-        report(InputError(f"{place}: frame {name!r} has no {missing} ({len(unpaired)} frames are incomplete)"))
-    return [name for name in frames if name in pictures and name in labels]
-
-
-def _listed_frames(
-    lists: Path, *, pictures: Mapping[str, Path], labels: Mapping[str, Path], split: str, report: Report
-) -> list[str]:
+def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_error: OnError) -> list[str]:
     """Read the list of one split, and check what lists there are against the folder and each other."""
     listed: dict[str, str] = {}
-    frames: dict[str, list[str]] = {"train": [], "val": []}
-    for part in frames:
-        path = lists / f"{part}.txt"
-        if part != split and not path.is_file():
-            continue
-        for row, line in enumerate(read_lines(path), start=1):
-            where, name = f"{shown(path)}:{row}", line.strip()
-            missing = [kind for kind, known in (("picture", pictures), ("label", labels)) if name not in known]
-            if missing:
-                report(InputError(f"{where}: frame {name!r} has no {missing[0]}"))
-            elif name in listed:
-                report(InputError(f"{where}: frame {name!r} was listed before, in {listed[name]}"))
-            else:
-                listed[name] = where
-                frames[part].append(name)
-    if not frames[split]:
-        raise InputError(f"{shown(lists / split)}.txt: lists no frames")
-    return frames[split]
 
+    def check(line: str, *, where: str) -> str:
+        name = line.strip()
+        for what, known in (("image", images), ("label", labels)):
+            if name not in known:
+                raise InputError(f"{where}: frame {name!r} has no {what}")
+        if (first := listed.setdefault(name, where)) != where:
+            raise InputError(f"{where}: frame {name!r} was listed before, in {first}")
+        return name
 
-def by_frame(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Map frame names to the files of a folder that have one of the suffixes.
-
-    Raises:
-        InputError: a frame is there twice.
-    """
-    paths: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes:
-            if path.stem in paths:
-                raise InputError(
-                    f"{folder}: frame {path.stem!r} is there twice, {paths[path.stem].name} and {path.name}"
-                )
-            paths[path.stem] = path
-    return paths
+    there = [part for part in ("train", "val") if part == split or (lists / f"{part}.txt").is_file()]
+    names = {part: [*parse_lines(lists / f"{part}.txt", check, on_error=on_error).values()] for part in there}
+    if not names[split]:
+        raise InputError(f"{short_path(lists / split)}.txt: lists no frames")
+    return names[split]

@@ -1,234 +1,175 @@
 """Examples to batches, by as many workers as there are to spare."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from tinydet.data.example import Example, letterbox
-from tinydet.data.paste import paste
+from tinydet.data.augment import augment, copy_paste, import_albumentations
+from tinydet.data.images import Example, letterbox, to_example
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND
 
 
+class InputConfig(Protocol):
+    """What a loader needs to know of the network, such as a `ModelConfig`."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...  # (height, width)
+    @property
+    def pad_value(self) -> tuple[int, int, int]: ...  # RGB, 0..255
+
+
 class Batch(NamedTuple):
-    """Examples of one size, stacked.
+    """B examples of one size, stacked."""
 
-    Attributes:
-        images: uint8[B 3 H W], RGB.
-        boxes: float32[B M 4], xyxy, input pixels; padding rows are zero.
-        labels: int64[B M], class index, IGNORE, or BACKGROUND in padding rows.
-        scales: float32[B], input pixels per original pixel.
-        sizes: int64[B 2], (height, width) of the original pictures.
-        names: the frames.
-    """
-
-    images: Tensor
-    boxes: Tensor
-    labels: Tensor
-    scales: Tensor
-    sizes: Tensor
+    images: Tensor  # uint8[B 3 H W], RGB
+    boxes: Tensor  # float32[B M 4], xyxy, input pixels; padding rows are zero
+    labels: Tensor  # int64[B M], class index, IGNORE, or BACKGROUND in padding rows
+    scales: Tensor  # float32[B], input pixels per original pixel
+    sizes: Tensor  # int64[B 2], (height, width) of the original images
     names: list[str]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Its tensors on a device, copied while it works on what came before."""
-        tensors = {
-            name: value.to(device, non_blocking=True) for name, value in self._asdict().items() if name != "names"
-        }
-        return self._replace(**tensors)
+        """Copy its tensors to a device, while that works on what came before."""
+        images, boxes, labels, scales, sizes = (tensor.to(device, non_blocking=True) for tensor in self[:5])
+        return Batch(images, boxes, labels, scales, sizes, self.names)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack examples of one size, padding their boxes to the longest list, and to one row where there are none.
-
-    Args:
-        examples: B examples whose images are uint8[H W 3].
-    """
-    rows = max(1, *(len(example.labels) for example in examples))
-    boxes = np.zeros((len(examples), rows, 4), dtype=np.float32)
-    labels = np.full((len(examples), rows), BACKGROUND, dtype=np.int64)
-    for i, example in enumerate(examples):
-        boxes[i, : len(example.boxes)] = example.boxes
-        labels[i, : len(example.labels)] = example.labels
+    """Stack examples of one size, padding their boxes to the longest list, and to one row where there are none."""
+    boxes = [*(torch.as_tensor(example.boxes, dtype=torch.float32) for example in examples), torch.zeros(1, 4)]
+    labels = [torch.as_tensor(example.labels, dtype=torch.int64) for example in examples]
     images = np.stack([example.image for example in examples])
     return Batch(
         images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-        boxes=torch.from_numpy(boxes),
-        labels=torch.from_numpy(labels),
+        boxes=pad_sequence(boxes, batch_first=True)[:-1],
+        labels=pad_sequence([*labels, torch.tensor([BACKGROUND])], batch_first=True, padding_value=BACKGROUND)[:-1],
         scales=torch.tensor([example.scale for example in examples], dtype=torch.float32),
         sizes=torch.tensor([example.size for example in examples], dtype=torch.int64),
         names=[example.name for example in examples],
     )
 
 
+def resolve_crop(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Choose the (height, width) that a training step sees of an input: a part of a wide one, for more steps."""
+    height, width = image_size
+    return (min(height, 256), min(width // 2, 448)) if width > 2 * height else (height, width)
+
+
 def train_batches(
-    dataset: Dataset[Example],
-    size: tuple[int, int],
+    dataset: Dataset[Any],
+    config: InputConfig,
     *,
-    batch_size: int,
-    epochs: range,
-    seed: int,
-    workers: int,
-    fill: tuple[int, int, int],
-    fit: tuple[int, int] | None = None,
-    scale_range: tuple[float, float] | None = (0.7, 1.5),
-    pasted: float = 0.0,
+    batch_size: int = 4,
+    epochs: int | range = 1,
+    crop: tuple[int, int] | None = None,
+    scale_range: tuple[float, float] | None = (0.8, 1.8),
+    copy_paste: float = 0.7,
+    seed: int = 0,
+    workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[Batch]:
     """Load shuffled, augmented batches of several epochs in a row.
 
-    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i), so that neither the number of workers
-    nor where a run was resumed changes a batch. One iterator serves all epochs: workers start once.
+    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i): neither the number of workers nor
+    resuming changes a batch. One iterator serves all epochs: workers start once.
 
     Args:
-        dataset: a sized data set of unscaled examples.
-        size: (height, width) of the pictures of a batch.
+        dataset: any sized data set of unscaled `Example`s, or of (image, boxes, labels); see `to_example`.
         batch_size: what does not fill a batch at an epoch's end is left out of it.
-        epochs: which epochs; `range(3, 10)` goes on where three are done.
-        seed: decides the order and every augmentation.
+        epochs: how many; or which: `range(3, 10)` goes on where three are done.
+        crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
+        scale_range: of `augment`; images are only letterboxed to the input when None.
+        copy_paste: the probability that an image gets objects of another, drawn at random.
         workers: processes; 0 loads in this one.
-        fill: RGB colour of the padding, 0..255.
-        fit, scale_range: of `tinydet.data.augment.augment`; pictures are letterboxed and nothing else when the range
-            is None.
-        pasted: the chance of a picture to get objects of another, drawn at random, by `tinydet.data.paste.paste`.
-        pin_memory: whether to load into memory that a GPU can copy from meanwhile.
-
-    Returns:
-        A loader of `Batch`, len(dataset) // batch_size of them for each epoch.
 
     Raises:
         InputError: there are fewer examples than one batch needs.
     """
-    examples = len(dataset)  # type: ignore[arg-type]
-    if examples < batch_size:
-        raise InputError(f"batch_size must be at most the number of training examples, {examples}, got {batch_size}")
-
-    make: Callable[[tuple[int, int]], Example]
-    if scale_range is None:
-        make = partial(_unchanged, dataset=dataset, size=size, fill=fill)
-    else:
-        from tinydet.data.augment import augment  # here, because albumentations takes seconds to import
-
-        change = partial(augment, size=size, fit=fit, fill=fill, scale_range=scale_range)
-        make = partial(_augmented, dataset=dataset, augment=change, pasted=pasted, seed=seed)
-    order = _Shuffled(examples, batch_size=batch_size, epochs=epochs, seed=seed)
-    return _load(make, order, workers=workers, pin_memory=pin_memory)
+    if (count := len(dataset)) < batch_size:  # type: ignore[arg-type]
+        raise InputError(f"batch_size must be at most the number of training examples, {count}, got {batch_size}")
+    if scale_range is not None:
+        import_albumentations()  # before the workers start, or each of them would take seconds for it
+    crop, epochs = crop or resolve_crop(config.image_size), range(epochs) if isinstance(epochs, int) else epochs
+    examples = _Examples(dataset, config, count - count % batch_size, epochs, crop, scale_range, copy_paste, seed)
+    return _Loader(examples, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
 
 
 def val_batches(
-    dataset: Dataset[Example],
-    size: tuple[int, int],
-    *,
-    batch_size: int,
-    workers: int,
-    fill: tuple[int, int, int],
-    pin_memory: bool = False,
-) -> DataLoader:
-    """Load letterboxed batches of every example, in order; the last batch may be smaller.
-
-    Args:
-        dataset: a sized data set of unscaled examples.
-        size: (height, width) of the network's input.
-        batch_size: the most examples of one batch.
-        workers: processes, kept from one pass to the next; 0 loads in this one.
-        fill: RGB colour of the padding, 0..255.
-        pin_memory: whether to load into memory that a GPU can copy from meanwhile.
-
-    Returns:
-        A loader of `Batch` that can be gone through any number of times.
-    """
-    examples = len(dataset)  # type: ignore[arg-type]
-    order = [range(first, min(first + batch_size, examples)) for first in range(0, examples, batch_size)]
-    return _load(
-        partial(_letterboxed, dataset=dataset, size=size, fill=fill), order, workers=workers, pin_memory=pin_memory
-    )
+    dataset: Dataset[Any], config: InputConfig, *, batch_size: int = 8, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Load letterboxed batches of every example, in order; arguments are those of `train_batches`."""
+    examples = _Examples(dataset, config, len(dataset))  # type: ignore[arg-type]
+    return _Loader(examples, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
 
 
-def _augmented(
-    key: tuple[int, int], *, dataset: Dataset[Example], augment: Callable[..., Example], pasted: float, seed: int
-) -> Example:
-    """Make the training example of one (epoch, index)."""
-    epoch, index = key
-    example, rng = dataset[index], np.random.default_rng((seed, epoch, index, 1))
-    if rng.random() < pasted:
-        example = paste(example, dataset[int(rng.integers(len(dataset)))], rng=rng)  # type: ignore[arg-type]
-    return augment(example, seed=(seed, epoch, index))
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """Draw the order of the examples of an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
 
 
-def _unchanged(
-    key: tuple[int, int], *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
-) -> Example:
-    """Make the training example of one (epoch, index), the same in every epoch."""
-    return _letterboxed(key[1], dataset=dataset, size=size, fill=fill)
+@dataclass(frozen=True, eq=False)
+class _Examples(Dataset[Example]):
+    """The network's inputs of several epochs, end to end; (seed, epoch, index) alone decide one, not who loads it."""
 
-
-def _letterboxed(
-    index: int, *, dataset: Dataset[Example], size: tuple[int, int], fill: tuple[int, int, int]
-) -> Example:
-    """Make the validation example of one index."""
-    return letterbox(dataset[index], size, fill=fill)
-
-
-@dataclass(frozen=True)
-class _Shuffled:
-    """The batches of several epochs, each a list of (epoch, index)."""
-
-    examples: int
-    batch_size: int
-    epochs: range
-    seed: int
+    dataset: Any
+    config: InputConfig
+    used: int  # examples of an epoch: those of whole batches
+    epochs: range = range(1)
+    crop: tuple[int, int] | None = None  # None: all examples in their order
+    scale_range: tuple[float, float] | None = None
+    copy_paste: float = 0.0
+    seed: int = 0
 
     def __len__(self) -> int:
-        return len(self.epochs) * (self.examples // self.batch_size)
+        return len(self.epochs) * self.used
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch in self.epochs:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.examples).tolist()
-            for last in range(self.batch_size, self.examples + 1, self.batch_size):
-                yield [(epoch, index) for index in order[last - self.batch_size : last]]
-
-
-class _Keyed(Dataset[Example]):
-    """A data set whose keys say all that an example depends on: workers have no state that could differ."""
-
-    def __init__(self, make: Callable[[Any], Example]) -> None:
-        self.make = make
-
-    def __getitem__(self, key: Any) -> Example:
-        return self.make(key)
+    def __getitem__(self, position: int) -> Example:
+        epoch, index = self.epochs[position // self.used], position % self.used
+        if self.crop is not None:
+            index = _shuffled(len(self.dataset), self.seed, epoch)[index]
+        example = to_example(self.dataset[index], str(index))
+        if self.crop is None or self.scale_range is None:
+            return letterbox(example, self.config.image_size, pad_value=self.config.pad_value)
+        rng = np.random.default_rng((self.seed, epoch, index, 1))
+        if rng.random() < self.copy_paste:
+            other = int(rng.integers(len(self.dataset)))
+            example = copy_paste(example, to_example(self.dataset[other], str(other)), rng=rng)
+        how: Any = {"input_size": self.config.image_size, "pad_value": self.config.pad_value}
+        return augment(example, self.crop, seed=(self.seed, epoch, index), scale_range=self.scale_range, **how)
 
 
-class _Loader(DataLoader):
-    """A loader that passes a worker's `InputError` on as the one line it was, without the traceback torch adds."""
+class _Loader(DataLoader[Batch]):
+    """A loader of batches of the examples, in order."""
+
+    def __init__(self, examples: _Examples, **settings: Any) -> None:
+        super().__init__(
+            examples,  # type: ignore[arg-type]
+            collate_fn=collate,
+            worker_init_fn=_start_augmenting if examples.scale_range else None,
+            persistent_workers=settings["num_workers"] > 0,
+            generator=torch.Generator(),  # or it draws from the global one
+            **settings,
+        )
 
     def __iter__(self) -> Any:
+        """Pass a worker's `InputError` on as the one line it was, without the traceback that torch adds."""
         try:
             yield from super().__iter__()
         except InputError as error:
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
-def _load(make: Callable[[Any], Example], order: Any, *, workers: int, pin_memory: bool) -> DataLoader:
-    """Build the loader that both kinds of batches share."""
-    return _Loader(
-        _Keyed(make),
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # or it draws from the global one
-    )
-
-
-def _start_worker(_: int) -> None:
-    """Keep a worker to one thread; torch has seen to its own."""
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(0)
+def _start_augmenting(_: int) -> None:
+    """Keep OpenCV, by which albumentations works, to one thread in a worker; torch has seen to its own."""
+    import_albumentations()
+    sys.modules["cv2"].setNumThreads(0)

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.data.test_coco import content, write_coco
+from tests.data.test_yolo import LABELS, YAML, write_yolo
 from tests.kitti_folders import write_kitti
-from tests.test_data_coco import content, write_coco
-from tests.test_data_yolo import LABELS, YAML, write_yolo
-from tinydet.data.opened import open_dataset
+from tinydet.data.open import open_dataset
 from tinydet.errors import InputError
 
 
@@ -21,6 +22,22 @@ def test_each_kind_is_recognised(tmp_path: Path) -> None:
     for path, kind in kinds.items():
         assert open_dataset(path, "all").kind == kind
     assert open_dataset(kitti, "all", classes=("Pedestrian",)).classes == ("Pedestrian",)
+
+
+def test_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yolo = write_yolo(tmp_path / "yolo", YAML, LABELS)
+    (yolo / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    (yolo / "data.yaml").write_text(YAML.replace("images/train", "train.txt"))
+    read: list[str] = []
+    read_text = Path.read_text
+
+    def count(path: Path, *args: Any, **kwargs: Any) -> str:
+        read.append(path.name)
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", count)
+    open_dataset(yolo, "train")
+    assert sorted(read) == ["a.txt", "data.yaml", "train.txt"]
 
 
 def test_none_of_them(tmp_path: Path) -> None:
@@ -39,14 +56,14 @@ def test_errors_of_every_kind_may_be_collected(tmp_path: Path) -> None:
     label.write_text(
         label.read_text() + "Car 1 2 3\n" + label.read_text().splitlines()[0].replace("11.00", "900.00") + "\n"
     )
-    (kitti / "training/image_2/000003.png").write_bytes(b"no picture")
+    (kitti / "training/image_2/000003.png").write_bytes(b"not an image")
     yolo = write_yolo(tmp_path / "yolo", YAML, {**LABELS, "train/a": "0 .5 .5 .5 .5\n7 1 1 1 1\n"})
     data = content()
     data["annotations"][0]["category_id"] = 5
     coco = write_coco(tmp_path / "coco.json", json.loads(json.dumps(data)))
     for path, count in ((kitti, 3), (yolo, 1), (coco, 1)):
         errors: list[InputError] = []
-        dataset = open_dataset(path, "all", report=errors.append)
+        dataset = open_dataset(path, "all", on_error=errors.append)
         assert len(errors) == count, errors
         assert len(dataset) >= 3
         with pytest.raises(InputError):

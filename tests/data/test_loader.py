@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from torch.utils.data import Dataset
 
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tinydet.data.augment import augment
-from tinydet.data.example import Example, fit_scale, letterbox
+from tinydet.data.images import Example, letterbox, letterbox_scale
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import Batch, collate, train_batches, val_batches
+from tinydet.data.loader import Batch, collate, resolve_crop, train_batches, val_batches
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
 
-FILL = (124, 116, 104)
+PAD_VALUE = (124, 116, 104)
 SIZE = (48, 128)
+CROP = (48, 64)
 FRAMES = 7
 # Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
 forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -30,6 +32,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> KittiDataset:
     root = tmp_path_factory.mktemp("kitti")
     write_kitti(root, FRAMES, lists={"train": [f"{i:06d}" for i in range(FRAMES)]})
     return KittiDataset(root, classes=["Car", "Pedestrian"])
+
+
+def rows_of(batch: Batch, dataset: KittiDataset) -> list[int]:
+    return [dataset.names.tolist().index(name) for name in batch.names]
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -68,8 +74,17 @@ def test_a_batch_holds_its_examples_and_padding(rows: list[int]) -> None:
         assert (batch.labels[i, rows[i] :] == BACKGROUND).all()
 
 
-def load(dataset: Dataset[Example], epochs: range, *, workers: int = 0, seed: int = 1) -> list[Batch]:
-    loader = train_batches(dataset, SIZE, batch_size=2, epochs=epochs, seed=seed, workers=workers, fill=FILL)
+class Config(NamedTuple):
+    image_size: tuple[int, int] = SIZE
+    pad_value: tuple[int, int, int] = PAD_VALUE
+
+
+CONFIG = Config()
+
+
+def load(dataset: Dataset[Any], epochs: range, *, workers: int = 0, seed: int = 1, **settings: Any) -> list[Batch]:
+    settings = {"copy_paste": 0, **settings}
+    loader = train_batches(dataset, CONFIG, batch_size=2, epochs=epochs, seed=seed, workers=workers, **settings)
     batches = list(loader)
     assert len(batches) == len(loader) == len(epochs) * (FRAMES // 2)
     return batches
@@ -88,18 +103,16 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(dataset: KittiDataset) -
 
 def test_a_training_batch_is_the_augmented_examples(dataset: KittiDataset) -> None:
     for batch in load(dataset, range(4, 5), seed=9):
-        indices = [dataset.names.index(name) for name in batch.names]
-        assert_same(batch, collate([augment(dataset[i], SIZE, fill=FILL, seed=(9, 4, i)) for i in indices]))
+        how: dict = {"input_size": SIZE, "pad_value": PAD_VALUE}
+        examples = [augment(dataset[i], CROP, seed=(9, 4, i), **how) for i in rows_of(batch, dataset)]
+        assert_same(batch, collate(examples))
 
 
 @forks
 def test_pasted_objects_depend_on_the_sample_alone(dataset: KittiDataset) -> None:
-    how: dict = {"batch_size": 2, "seed": 3, "fill": FILL}
-    alone, shared_out = (
-        list(train_batches(dataset, SIZE, epochs=range(2), workers=n, pasted=0.5, **how)) for n in (0, 2)
-    )
-    resumed = list(train_batches(dataset, SIZE, epochs=range(1, 2), workers=0, pasted=0.5, **how))
-    plain = list(train_batches(dataset, SIZE, epochs=range(2), workers=0, **how))
+    alone, shared_out = (load(dataset, range(2), workers=n, copy_paste=0.5) for n in (0, 2))
+    resumed = load(dataset, range(1, 2), copy_paste=0.5)
+    plain = load(dataset, range(2))
     for batch, again in zip([*alone, *alone[FRAMES // 2 :]], [*shared_out, *resumed], strict=True):
         assert_same(batch, again)
     changed = sum(
@@ -120,33 +133,33 @@ def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:
 
 
 def test_one_batch_may_take_every_example(dataset: KittiDataset) -> None:
-    loader = train_batches(dataset, SIZE, batch_size=FRAMES, epochs=range(2), seed=0, workers=0, fill=FILL)
-    assert [sorted(batch.names) for batch in loader] == [dataset.names] * 2
+    loader = train_batches(dataset, CONFIG, batch_size=FRAMES, epochs=2)
+    assert [sorted(batch.names) for batch in loader] == [dataset.names.tolist()] * 2
 
 
 def test_too_few_examples_for_a_batch_are_named(dataset: KittiDataset) -> None:
     with pytest.raises(InputError, match="batch_size must be at most the number of training examples, 7, got 8"):
-        train_batches(dataset, SIZE, batch_size=8, epochs=range(1), seed=0, workers=0, fill=FILL)
+        train_batches(dataset, CONFIG, batch_size=8)
 
 
 @forks
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_is_letterboxed_in_order_and_complete(dataset: KittiDataset, workers: int) -> None:
-    loader = val_batches(dataset, SIZE, batch_size=3, workers=workers, fill=FILL)
+    loader = val_batches(dataset, CONFIG, batch_size=3, workers=workers)
     assert len(loader) == 3
     for _ in range(2):
         batches = list(loader)
         assert [len(batch.names) for batch in batches] == [3, 3, 1]
         for i, batch in enumerate(batches):
             indices = range(3 * i, min(3 * i + 3, FRAMES))
-            assert_same(batch, collate([letterbox(dataset[j], SIZE, fill=FILL) for j in indices]))
-            assert batch.scales.tolist() == pytest.approx([fit_scale((HEIGHT, WIDTH), SIZE)] * len(indices))
+            assert_same(batch, collate([letterbox(dataset[j], SIZE, pad_value=PAD_VALUE) for j in indices]))
+            assert batch.scales.tolist() == pytest.approx([letterbox_scale((HEIGHT, WIDTH), SIZE)] * len(indices))
 
 
 def test_loading_leaves_the_global_generators_alone(dataset: KittiDataset) -> None:
     before = torch.get_rng_state(), pickle.dumps(np.random.get_state())  # noqa: NPY002
     load(dataset, range(1))
-    list(val_batches(dataset, SIZE, batch_size=3, workers=0, fill=FILL))
+    list(val_batches(dataset, CONFIG, batch_size=3))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == pickle.dumps(np.random.get_state())  # noqa: NPY002
 
@@ -156,41 +169,73 @@ class Broken(Dataset[Example]):
         return 2
 
     def __getitem__(self, index: int) -> Example:
-        raise InputError("image_2/000007.png: not a readable picture (truncated)")
+        raise InputError("image_2/000007.png: not a readable image (truncated)")
 
 
 @forks
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_input_error_stays_one_line(workers: int) -> None:
-    with pytest.raises(InputError, match=r"^image_2/000007\.png: not a readable picture \(truncated\)$"):
-        list(val_batches(Broken(), SIZE, batch_size=2, workers=workers, fill=FILL))
+    with pytest.raises(InputError, match=r"^image_2/000007\.png: not a readable image \(truncated\)$"):
+        list(val_batches(Broken(), CONFIG, batch_size=2, workers=workers))
 
 
 @forks
 def test_the_real_frames(shared: Path) -> None:
     dataset = KittiDataset(shared / "kitti", "val")
-    loader = train_batches(dataset, (256, 896), batch_size=8, epochs=range(1), seed=0, workers=1, fill=FILL)
-    batch = next(iter(loader))
-    assert batch.images.shape == (8, 3, 256, 896)
+    batch = next(iter(train_batches(dataset, Config((320, 1088)), batch_size=8, workers=1)))
+    assert batch.images.shape == (8, 3, 256, 448)
     assert (batch.labels >= IGNORE).all()
     assert (batch.labels < 3).all()
     assert (batch.labels >= 0).any()
 
 
-def test_training_pictures_are_left_as_they_are_if_asked(dataset: KittiDataset) -> None:
-    how: dict = {"batch_size": 2, "epochs": range(2), "seed": 3, "workers": 0, "fill": FILL}
-    batches = list(train_batches(dataset, SIZE, scale_range=None, **how))
-    shuffled = list(train_batches(dataset, SIZE, **how))
+def test_training_images_are_left_as_they_are_if_asked(dataset: KittiDataset) -> None:
+    batches, shuffled = load(dataset, range(2), scale_range=None), load(dataset, range(2))
     assert [batch.names for batch in batches] == [batch.names for batch in shuffled]
     for batch in batches:
-        rows = [dataset.names.index(name) for name in batch.names]
-        assert_same(batch, collate([letterbox(dataset[row], SIZE, fill=FILL) for row in rows]))
+        rows = rows_of(batch, dataset)
+        assert_same(batch, collate([letterbox(dataset[row], SIZE, pad_value=PAD_VALUE) for row in rows]))
 
 
-def test_training_pictures_may_be_parts_of_the_input(dataset: KittiDataset) -> None:
-    """Of its height and half its width, at the scale of the whole."""
-    how: dict = {"batch_size": 2, "epochs": range(1), "seed": 3, "workers": 0, "fill": FILL, "scale_range": (1.0, 1.0)}
-    scale = fit_scale((HEIGHT, WIDTH), SIZE)
-    for batch in train_batches(dataset, (SIZE[0], SIZE[1] // 2), fit=SIZE, **how):
-        assert batch.images.shape[2:] == (SIZE[0], SIZE[1] // 2)
+@pytest.mark.parametrize("crop", [None, (40, 100)])
+def test_training_images_are_crops_at_the_scale_of_the_input(
+    dataset: KittiDataset, crop: tuple[int, int] | None
+) -> None:
+    scale = letterbox_scale((HEIGHT, WIDTH), SIZE)
+    for batch in load(dataset, range(1), scale_range=(1.0, 1.0), crop=crop):
+        assert batch.images.shape[2:] == (crop or CROP)
         assert batch.scales.tolist() == pytest.approx([scale] * 2)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "crop"),
+    [((320, 1088), (256, 448)), ((48, 128), (48, 64)), ((512, 512), (512, 512)), ((64, 128), (64, 128))],
+)
+def test_wide_inputs_are_cropped(image_size: tuple[int, int], crop: tuple[int, int]) -> None:
+    assert resolve_crop(image_size) == crop
+
+
+class Own(Dataset[Any]):
+    """A person's own data set: the same images, boxes and labels, as tensors, without names."""
+
+    def __init__(self, dataset: KittiDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        example = self.dataset[index]
+        image = torch.from_numpy(example.image).permute(2, 0, 1)
+        return image, torch.from_numpy(example.boxes), torch.from_numpy(example.labels)
+
+
+@forks
+def test_any_data_set_gives_the_same_batches(dataset: KittiDataset) -> None:
+    own = Own(dataset)
+    ours, theirs = (load(one, range(2), workers=1, copy_paste=0.7) for one in (dataset, own))
+    ours += list(val_batches(dataset, CONFIG))
+    theirs += list(val_batches(own, CONFIG))
+    for batch, other in zip(ours, theirs, strict=True):
+        assert [int(name) for name in batch.names] == [int(name) for name in other.names]
+        assert_same(batch, other._replace(names=batch.names))

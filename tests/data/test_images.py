@@ -1,24 +1,36 @@
-"""Pictures of every kind come out as upright RGB, and a letterbox moves boxes with their objects."""
+"""Images of every kind come out as upright RGB, and a letterbox moves boxes with their objects."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydet.data.example import Example, fit_scale, letterbox, letterbox_image, pad, read_image, read_size, resample
+from tinydet.data.images import (
+    Example,
+    image_to_rgb,
+    letterbox,
+    letterbox_scale,
+    pad,
+    read_image,
+    read_size,
+    resample,
+    to_example,
+)
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 
-FILL = (124, 116, 104)
+PAD_VALUE = (124, 116, 104)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def save(path: Path, picture: Image.Image, **options: Any) -> Path:
-    picture.save(path, **options)
+def save(path: Path, original: Image.Image, **options: Any) -> Path:
+    original.save(path, **options)
     return path
 
 
@@ -31,7 +43,7 @@ def test_a_png_is_read_as_it_is(tmp_path: Path) -> None:
     assert read_size(path) == (6, 9)
 
 
-def test_grey_pictures_have_three_equal_channels(tmp_path: Path) -> None:
+def test_grey_images_have_three_equal_channels(tmp_path: Path) -> None:
     grey = COLOURS[:, :, 0]
     image = read_image(save(tmp_path / "a.png", Image.fromarray(grey)))
     np.testing.assert_array_equal(image, np.repeat(grey[:, :, None], 3, axis=2))
@@ -50,10 +62,10 @@ def test_alpha_is_dropped(tmp_path: Path) -> None:
 
 
 def test_palettes_become_their_colours_even_with_transparency(tmp_path: Path) -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putpixel((1, 0), 1)
-    image = read_image(save(tmp_path / "a.png", picture, transparency=b"\x00\x80"))
+    original = Image.new("P", (2, 1))
+    original.putpalette([10, 20, 30, 200, 100, 50])
+    original.putpixel((1, 0), 1)
+    image = read_image(save(tmp_path / "a.png", original, transparency=b"\x00\x80"))
     np.testing.assert_array_equal(image, [[[10, 20, 30], [200, 100, 50]]])
 
 
@@ -62,17 +74,17 @@ def test_cmyk_becomes_its_colour(tmp_path: Path) -> None:
     assert np.abs(read_image(path).astype(int) - [0, 255, 255]).max() <= 4
 
 
-def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
+def test_floating_point_images_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tiff", Image.fromarray(np.ones((4, 4), dtype=np.float32)))
-    with pytest.raises(InputError, match=r"a\.tiff: not a readable picture \(floating"):
+    with pytest.raises(InputError, match=r"a\.tiff: not a readable image \(floating"):
         read_image(path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_comes_out_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_an_image_comes_out_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = np.zeros((32, 48, 3), dtype=np.uint8)
-    upright[:8, :16] = 255  # one bright corner tells all eight orientations apart from a picture left as stored
+    upright[:8, :16] = 255  # one bright corner tells all eight orientations apart from an image left as stored
     undo = {
         1: upright,
         2: upright[:, ::-1],
@@ -92,27 +104,27 @@ def test_a_picture_comes_out_upright(tmp_path: Path, orientation: int, suffix: s
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_a_broken_picture_is_named(tmp_path: Path, suffix: str) -> None:
+def test_a_broken_image_is_named(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path / f"a{suffix}", Image.fromarray(noise))
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) * 3 // 4):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=rf"a\{suffix}: not a readable picture \("):
+        with pytest.raises(InputError, match=rf"a\{suffix}: not a readable image \("):
             read_image(path)
-    path.write_text("not a picture")
+    path.write_text("not an image")
     for read in (read_image, read_size):
-        with pytest.raises(InputError, match=r"not a readable picture \(unknown format\)"):
+        with pytest.raises(InputError, match=r"not a readable image \(unknown format\)"):
             read(path)
 
 
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
     for read in (read_image, read_size):
-        with pytest.raises(InputError, match=r"gone\.png: not a readable picture \(No such file"):
+        with pytest.raises(InputError, match=r"gone\.png: not a readable image \(No such file"):
             read(tmp_path / "gone.png")
 
 
-def test_a_window_of_whole_pixels_at_scale_one_is_a_slice() -> None:
+def test_a_crop_of_whole_pixels_at_scale_one_is_a_slice() -> None:
     np.testing.assert_array_equal(resample(COLOURS, (2, 1, 7, 5), scale=1), COLOURS[1:5, 2:7])
 
 
@@ -127,41 +139,41 @@ def test_a_sliver_keeps_one_pixel() -> None:
     assert resample(np.zeros((1, 900, 3), dtype=np.uint8), (0, 0, 900, 1), scale=0.1).shape == (1, 90, 3)
 
 
-def test_padding_is_the_fill_colour_and_the_picture_is_top_left() -> None:
-    canvas = pad(COLOURS, (8, 12), fill=FILL)
+def test_padding_is_the_pad_value_and_the_image_is_top_left() -> None:
+    canvas = pad(COLOURS, (8, 12), value=PAD_VALUE)
     np.testing.assert_array_equal(canvas[:6, :9], COLOURS)
-    canvas[:6, :9] = FILL
-    assert (canvas == FILL).all()
+    canvas[:6, :9] = PAD_VALUE
+    assert (canvas == PAD_VALUE).all()
 
 
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.tuples(st.integers(1, 2000), st.integers(1, 2000)))
-def test_the_fitting_scale_is_the_largest_that_fits(picture: tuple[int, int], size: tuple[int, int]) -> None:
-    scale = fit_scale(picture, size)
-    ratios = [side * scale / room for side, room in zip(picture, size, strict=True)]
+def test_the_letterbox_scale_is_the_largest_that_fits(size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    scale = letterbox_scale(size, image_size)
+    ratios = [side * scale / room for side, room in zip(size, image_size, strict=True)]
     assert max(ratios) == pytest.approx(1)
 
 
 @given(
-    picture=st.tuples(st.integers(8, 90), st.integers(8, 90)),
-    size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+    size=st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    image_size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
     corners=st.tuples(*[st.floats(0, 1) for _ in range(4)]),
 )
 def test_a_letterboxed_box_frames_its_object(
-    picture: tuple[int, int], size: tuple[int, int], corners: tuple[float, ...]
+    size: tuple[int, int], image_size: tuple[int, int], corners: tuple[float, ...]
 ) -> None:
-    height, width = picture
+    height, width = size
     x1, x2 = sorted(int(side * (width - 4)) for side in corners[:2])
     y1, y2 = sorted(int(side * (height - 4)) for side in corners[2:])
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[y1 : y2 + 4, x1 : x2 + 4] = 255
     boxes = np.array([[x1, y1, x2 + 4, y2 + 4]], dtype=np.float32)
-    example = Example(image, boxes, np.array([IGNORE]), "frame", picture)
+    example = Example(image, boxes, np.array([IGNORE]), "frame", size)
     before = image.copy(), boxes.copy()
-    fitted = letterbox(example, size, fill=(0, 0, 0))
+    fitted = letterbox(example, image_size, pad_value=(0, 0, 0))
 
-    assert fitted.image.shape == (*size, 3)
-    assert fitted.scale == fit_scale(picture, size)
-    assert (fitted.size, fitted.name, fitted.labels.tolist()) == (picture, "frame", [IGNORE])
+    assert fitted.image.shape == (*image_size, 3)
+    assert fitted.scale == letterbox_scale(size, image_size)
+    assert (fitted.size, fitted.name, fitted.labels.tolist()) == (size, "frame", [IGNORE])
     assert fitted.boxes.dtype == np.float32
     seen = np.argwhere(fitted.image[:, :, 0] >= 128)
     if fitted.scale > 0.5:  # at less an object of four pixels blurs into its surroundings
@@ -174,8 +186,41 @@ def test_a_letterboxed_box_frames_its_object(
 
 def test_a_letterboxed_letterbox_knows_the_scale_to_the_original() -> None:
     example = Example(COLOURS, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), "frame", (6, 9))
-    twice = letterbox(letterbox(example, (12, 18), fill=FILL), (36, 54), fill=FILL)
+    twice = letterbox(letterbox(example, (12, 18), pad_value=PAD_VALUE), (36, 54), pad_value=PAD_VALUE)
     assert twice.scale == 6
-    image, scale = letterbox_image(COLOURS, (12, 40), fill=FILL)
-    assert scale == 2
-    assert (image[:, 18:] == FILL).all()
+    wide = letterbox(example, (12, 40), pad_value=PAD_VALUE)
+    assert wide.scale == 2
+    assert (wide.image[:, 18:] == PAD_VALUE).all()
+
+
+def test_pillow_images_are_converted_and_left_as_they_are() -> None:
+    original = Image.fromarray(COLOURS[:, :, 0])
+    np.testing.assert_array_equal(image_to_rgb(original), np.repeat(COLOURS[:, :, :1], 3, axis=2))
+    assert original.mode == "L"
+
+
+@pytest.mark.parametrize("image", [COLOURS, torch.from_numpy(COLOURS.transpose(2, 0, 1).copy())])
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_items_become_examples(image: Any, make: Any) -> None:
+    example = to_example((image, make([[1, 2, 3, 4.5]]), make([7])), "12")
+    np.testing.assert_array_equal(example.image, COLOURS)
+    assert (example.boxes.tolist(), example.labels.tolist()) == ([[1, 2, 3, 4.5]], [7])
+    assert (example.boxes.dtype, example.labels.dtype) == (np.float32, np.int64)
+    assert (example.name, example.size, example.scale) == ("12", (6, 9), 1.0)
+    assert to_example(example, "13") is example
+    assert to_example((image, [], []), "12").boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("item", "complaint"),
+    [
+        ({"image": 1}, "must be an Example or (image, boxes, labels), got a dict"),
+        ((COLOURS, []), "must be an Example or (image, boxes, labels), got a tuple of 2"),
+        ((COLOURS / 255, [], []), "image must be uint8[H W 3], or a tensor uint8[3 H W]; got float64[6 9 3]"),
+        ((COLOURS[:, :, 0], [], []), "got uint8[6 9]"),
+        ((COLOURS, [[1, 2, 3, 4]], []), "has 1 boxes, and labels of shape (0,)"),
+    ],
+)
+def test_other_items_are_named(item: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=rf"^item 5 of the data set.*{re.escape(complaint)}"):
+        to_example(item, "5")

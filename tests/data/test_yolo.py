@@ -11,14 +11,14 @@ from tinydet.errors import InputError
 
 
 def write_yolo(root: Path, yaml: str, labels: dict[str, str | None], *, size: tuple[int, int] = (80, 40)) -> Path:
-    """A folder with pictures at images/KEY.png and label files; None for none."""
+    """A folder with images at images/KEY.png and label files; None for none."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "data.yaml").write_text(yaml)
     for name, text in labels.items():
-        picture, label = root / f"images/{name}.png", root / f"labels/{name}.txt"
-        for path in (picture, label):
+        image, label = root / f"images/{name}.png", root / f"labels/{name}.txt"
+        for path in (image, label):
             path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size).save(picture)
+        Image.new("RGB", size).save(image)
         if text is not None:
             label.write_text(text)
     return root
@@ -36,19 +36,20 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, YAML, LABELS)
     train, val = (YoloDataset(root, split) for split in ("train", "val"))
     assert train.classes == ("cat", "dog")
-    assert train.names == ["a", "b"]
-    assert train.boxes[0].tolist() == [[20, 10, 60, 30], [0, 0, 40, 40]]
-    assert [labels.tolist() for labels in train.labels] == [[0, 1], []]
-    np.testing.assert_allclose(val.boxes[0], [[8, 4, 16, 16]], rtol=1e-6)  # around the outline
-    assert train.notes == ("1 of 2 train pictures have no label file: they count as without objects",)
-    assert val.notes == ("no val picture holds cat",)
-    assert train.split_note == f"2 train pictures, as {root / 'data.yaml'} says"
-    assert YoloDataset(root / "data.yaml", "all").names == ["a", "b", "c"]
+    assert train.names.tolist() == ["a", "b"]
+    assert train.boxes.tolist() == [[20, 10, 60, 30], [0, 0, 40, 40]]
+    assert (train.labels.tolist(), train.offsets.tolist()) == ([0, 1], [0, 2, 2])
+    assert train.origin(1) == "train/a.txt:2"
+    np.testing.assert_allclose(val.boxes, [[8, 4, 16, 16]], rtol=1e-6)  # around the outline
+    assert train.notes == ("1 of 2 train images have no label file: they count as without objects",)
+    assert val.notes == ("no val image holds cat",)
+    assert train.split_note == f"2 train images, as {root / 'data.yaml'} says"
+    assert YoloDataset(root / "data.yaml", "all").names.tolist() == ["a", "b", "c"]
 
 
 def test_classes_are_chosen_by_name(tmp_path: Path) -> None:
     train = YoloDataset(write_yolo(tmp_path, YAML, LABELS), classes=("Dog",))
-    assert [labels.tolist() for labels in train.labels] == [[0], []]
+    assert (train.labels.tolist(), train.image_index.tolist()) == ([0], [0])
     with pytest.raises(InputError, match="no class 'cow'; there are cat, dog"):
         YoloDataset(tmp_path, classes=("cow",))
 
@@ -67,18 +68,18 @@ def test_data_yaml_in_its_dialects(tmp_path: Path, yaml: str) -> None:
     (root / "train.txt").write_text("images/train/a.png\n./images/train/b.png\n")
     folder = find_yolo(root)
     assert folder.names == ("cat", "dog")
-    assert {split: [path.stem for path in paths] for split, paths in folder.pictures.items()} == {
+    assert {split: [path.stem for path in paths] for split, paths in folder.images.items()} == {
         "train": ["a", "b"],
         "val": ["c"],
     }
-    assert YoloDataset(root).labels[0].tolist() == [0, 1]
+    assert YoloDataset(root).labels.tolist() == [0, 1]
 
 
-def test_labels_without_picture_are_said(tmp_path: Path) -> None:
+def test_labels_without_image_are_said(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, YAML, LABELS)
     (root / "labels/train/lost.txt").write_text("0 .5 .5 .1 .1\n")
-    (note,) = (note for note in YoloDataset(root).notes if "no picture" in note)
-    assert note == f"{root / 'labels/train'}: 1 label files have no picture (lost.txt)"
+    (note,) = (note for note in YoloDataset(root).notes if "no image" in note)
+    assert note == f"{root / 'labels/train'}: 1 label files have no image (lost.txt)"
 
 
 def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
         ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
         ("names: [cat]\nnc: 2\ntrain: images", "nc is 2, and there are 1 names"),
         ("names: [cat]", "says neither train nor val"),
-        ("names: [cat]\ntrain: pictures", "'pictures' is not there; looked for "),
-        ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: picture 'gone\.png' is not there"),
+        ("names: [cat]\ntrain: photos", "'photos' is not there; looked for "),
+        ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: image 'gone\.png' is not there"),
         ("names: [cat, dog]\ntrain: images/train\nval: images/train", "is both in train and in val"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
@@ -130,7 +131,7 @@ def test_two_yaml_files_or_none(tmp_path: Path) -> None:
         ("0 .5 x .1 .1", r"is not a number \('x'\)"),
         ("0 .5 nan .1 .1", r"is not finite \('nan'\)"),
         ("0 .5 .5 0 .1", "width and height must be positive, got 0 and 0.1"),
-        ("0 40 20 10 10", r"the box leaves its picture \(35 15 45 25, as shares of it\); are these pixels\?"),
+        ("0 40 20 10 10", r"the box leaves its image \(35 15 45 25, as shares of it\); are these pixels\?"),
         ("0 .1 .1 .1 .2 .1 .3", "the outline has no width or height"),
     ],
 )
@@ -142,7 +143,7 @@ def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: st
         read_yolo(path, classes=2)
     errors: list[InputError] = []
     path.write_text(f"{line}\n1 .5 .5 .1 .1\n")
-    labels, boxes, lines = read_yolo(path, classes=2, report=errors.append)
+    labels, boxes, lines = read_yolo(path, classes=2, on_error=errors.append)
     assert (labels.tolist(), len(boxes), lines, len(errors)) == ([1], 1, [2], 1)
 
 

@@ -1,0 +1,72 @@
+"""Data checks: what may be wrong with a data set though every line of it can be read."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinydet.data.dataset import DetectionDataset
+from tinydet.data.images import read_image
+from tinydet.files import short_path
+
+MIN_SIDE = 4.0  # pixels of the input: nothing can be recognised in less
+MAX_PAIRS = 50  # neighbours that are compared: a sample says as much, and every image takes milliseconds
+THUMBNAIL = (32, 24)
+MAX_DIFFERENCE = 12.0  # mean over the thumbnails' grey, 0..255, below which two images are of one scene
+
+
+def duplicate_boxes(dataset: DetectionDataset) -> list[str]:
+    """Find objects that are annotated more than once, a line for each."""
+    keys = map(tuple, np.column_stack([dataset.image_index, dataset.labels, dataset.boxes]).tolist())
+    first: dict[tuple[float, ...], int] = {}
+    pairs = [(m, first.setdefault(key, m), int(key[1])) for m, key in enumerate(keys)]
+    again = [(dataset.origin(m), dataset.classes[k], dataset.origin(old)) for m, old, k in pairs if m != old and k >= 0]
+    return [f"{here}: the same {name} again as in {there}" for here, name, there in again]
+
+
+def small_objects(dataset: DetectionDataset, image_size: tuple[int, int]) -> list[str]:
+    """Say whether there are objects too small to be seen in an input of (height, width)."""
+    boxes, objects = dataset.boxes_in(image_size), dataset.labels >= 0
+    small = int(((boxes[:, 2:] - boxes[:, :2] < MIN_SIDE).any(axis=1) & objects).sum())
+    size = "x".join(map(str, image_size))
+    text = f"{small} of {objects.sum()} objects are less than {MIN_SIDE:g} pixels wide or high in an input of {size}"
+    return [text] if small else []
+
+
+def train_val_leakage(train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
+    """Say whether images are in both splits, or are near-duplicates of their neighbour by number in the other."""
+    train_paths, val_paths = ([Path(path) for path in one.paths.tolist()] for one in (train_set, val_set))
+    resolved = {path.resolve() for path in train_paths}
+    both = {path for path in val_paths if path.resolve() in resolved}
+    found = [f"{short_path(path)} is in train and in val" for path in val_paths if path in both]
+    numbered = {_number(path): path for path in train_paths}
+    neighbours = {}
+    for path in val_paths:
+        folder, name, number = _number(path)
+        near = [numbered[key] for step in (-1, 1) if (key := (folder, name, number + step)) in numbered]
+        if near and path not in both:
+            neighbours[path] = near
+    compared = list(neighbours)[:: max(1, -(-len(neighbours) // MAX_PAIRS))]
+    alike = [path for path in compared if any(_difference(path, near) < MAX_DIFFERENCE for near in neighbours[path])]
+    if alike:
+        some = ", ".join(path.name for path in alike[:3]) + (", ..." if len(alike) > 3 else "")
+        found.append(
+            f"{len(alike)} of {len(compared)} val images that come right before or after one of train look like it "
+            f"({some}): the score will be too good; split by whole drives or films"
+        )
+    return found
+
+
+def _number(path: Path) -> tuple[Path, str, float]:
+    """Split an image's path into its folder, its name up to its last number, and that; NaN, next to none, without."""
+    found = re.fullmatch(r"(.*?)(\d+)\D*", path.stem)
+    return (path.parent, found[1], int(found[2])) if found else (path.parent, path.stem, math.nan)
+
+
+def _difference(a: Path, b: Path) -> float:
+    """Compute the mean difference of two images' thumbnails, 0..255."""
+    images = [Image.fromarray(read_image(path)).convert("L") for path in (a, b)]
+    small, other = (np.asarray(image.resize(THUMBNAIL, Image.Resampling.BOX), dtype=float) for image in images)
+    return float(np.abs(small - other).mean())

@@ -1,0 +1,61 @@
+"""Which images are of a split, and which classes they hold."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinydet.errors import InputError
+from tinydet.labels import BACKGROUND, IGNORE
+
+
+def check_split(split: str) -> None:
+    """Raise InputError unless the split is train, val or all."""
+    if split not in ("train", "val", "all"):
+        raise InputError(f"split must be one of train, val, all; got {split!r}")
+
+
+def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[int], str]:
+    """Draw the rows of train or val among `count` images, and say how in a note that begins with the reason."""
+    if count < 2:
+        raise InputError(f"{reason}, and {count} images cannot be split into train and val")
+    # Neighbours, such as the frames of a drive, are near-duplicates: whole blocks of them go to one side.
+    blocks = np.array_split(np.arange(count), min(10, count))
+    drawn = np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 5)]
+    rows = [int(i) for b, block in enumerate(blocks) if (b in drawn) == (split == "val") for i in block]
+    how = f"{len(drawn)} of {len(blocks)} blocks of consecutive images, drawn with seed {seed}, are val"
+    return rows, f"{len(rows)} {split} images of {count}: {reason}, so {how}"
+
+
+def resolve_classes(
+    classes: Sequence[str] | None, counts: Mapping[str, int], *, split: str, named: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[str]]:
+    """Choose the classes of a split, all that a file has `named` when None, and note which of these hold no object."""
+    of_split, held = "" if split == "all" else f"{split} ", {name: count for name, count in counts.items() if count}
+    if classes is None:
+        if split != "val" and not held:
+            raise InputError(f"the {of_split}images hold no objects")
+        absent = [name for name in named if name not in held]
+        return tuple(named), [f"no {of_split}image holds {', '.join(absent)}"] if absent else []
+    lower, occurring = [name.lower() for name in classes], {name.lower() for name in held}
+    if unknown := [name for name in classes if named and name.lower() not in map(str.lower, named)]:
+        raise InputError(f"no class {unknown[0]!r}; there are {', '.join(named)}")
+    if not classes or len(set(lower)) < len(lower) or "dontcare" in lower:
+        raise InputError(f"classes must be distinct names other than DontCare, got {', '.join(classes) or 'none'}")
+    missing = [name for name in classes if name.lower() not in occurring]
+    if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
+        there = ", ".join(f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])) or "nothing"
+        raise InputError(f"no {of_split}label holds class {missing[0]!r}; they hold {there}")
+    return tuple(classes), []
+
+
+def class_labels(names: Iterable[str], classes: Sequence[str], *, ignored: Collection[str] = ()) -> np.ndarray:
+    """Label class names, in any case, int64[N]: `ignored` ones (lower case) IGNORE, all others BACKGROUND."""
+    known = {**dict.fromkeys(ignored, IGNORE), **{name.lower(): label for label, name in enumerate(classes)}}
+    return np.array([known.get(name.lower(), BACKGROUND) for name in names], dtype=np.int64)
+
+
+def left_over_note(what: str, names: Collection[str], folder: Path) -> list[str]:
+    """Say in a sentence which files of a folder have no image, where there are any."""
+    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{folder}: {len(names)} {what} have no image ({some})"] if names else []

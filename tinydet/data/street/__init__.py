@@ -1,1 +1,0 @@
-"""A drawn street: solids in three dimensions, laid out and painted."""
