@@ -1,4 +1,4 @@
-"""COCO's protocol in plain loops, a picture, a class, a size and a threshold at a time."""
+"""COCO's protocol in plain loops, an image, a class, a size and a threshold at a time."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ def oracle(truth: CocoTruth, result: CocoResult, *, classes: int) -> tuple[np.nd
     """The precision and the recall of `coco_scores`."""
     precision = np.full((len(IOUS), len(RECALLS), classes, len(AREAS)), -1.0)
     recall = np.full((len(IOUS), classes, len(AREAS), len(MAX_DETECTIONS)), -1.0)
-    pictures = sorted({*truth.images.tolist(), *result.images.tolist()})
+    images = sorted({*truth.images.tolist(), *result.images.tolist()})
     for k in range(classes):
         for a, limits in enumerate(AREAS.values()):
             for m, most in enumerate(MAX_DETECTIONS):
                 for t, threshold in enumerate(IOUS):
                     n_gt, outcomes = 0, list[Any]()
-                    for picture in pictures:
-                        count, found = _picture(truth, result, picture, k, limits, most, min(threshold, 1 - 1e-10))
+                    for image in images:
+                        count, found = _image(truth, result, image, k, limits, most, min(threshold, 1 - 1e-10))
                         n_gt, outcomes = n_gt + count, outcomes + found
                     if n_gt:
                         curve, recall[t, k, a, m] = _accumulate(outcomes, n_gt)
@@ -27,16 +27,16 @@ def oracle(truth: CocoTruth, result: CocoResult, *, classes: int) -> tuple[np.nd
     return precision, recall
 
 
-def _picture(truth, result, picture, label, limits, most, threshold):
-    """How many objects count in a picture, and (score, whether it is right) of each detection that counts."""
+def _image(truth, result, image, label, limits, most, threshold):
+    """Count the objects of an image, and (score, whether it is right) of each detection that counts."""
 
     def outside(area):
         return area < limits[0] or area > limits[1]
 
-    rows = [i for i in range(len(truth.images)) if truth.images[i] == picture and truth.labels[i] == label]
+    rows = [i for i in range(len(truth.images)) if truth.images[i] == image and truth.labels[i] == label]
     ignored = {i: bool(truth.crowd[i]) or outside(truth.areas[i]) for i in rows}
     rows.sort(key=lambda i: ignored[i])
-    mine = [d for d in range(len(result.images)) if result.images[d] == picture and result.labels[d] == label]
+    mine = [d for d in range(len(result.images)) if result.images[d] == image and result.labels[d] == label]
     mine = sorted(mine, key=lambda d: -result.scores[d])[:most]
     taken, outcomes = set(), []
     for d in mine:

@@ -1,10 +1,8 @@
-"""COCO mean average precision, number for number what pycocotools computes for boxes.
+"""COCO mean average precision of boxes, with the numbers of pycocotools.
 
-Boxes are (left, top, width, height) here and nowhere else, as in COCO's files: left + width - left is seldom width in
-floating point, and a box of exactly 32 x 32 is both small and medium.
+Boxes are (left, top, width, height) as in COCO's files: left + width - left is seldom width in floating point.
 
-Reference: Lin et al., Microsoft COCO, ECCV 2014; `pycocotools/cocoeval.py` 2.0.11. One difference: there an object
-whose annotation has the id 0 is never found.
+Reference: Lin et al., Microsoft COCO, ECCV 2014; `pycocotools/cocoeval.py` 2.0.11, which never finds an object of id 0.
 """
 
 from __future__ import annotations
@@ -12,32 +10,25 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tinydet.metrics.matching import match_in_turns
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from tinydet.metrics.matching import Bools, Floats, Ints, greedy_match
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
+# Square pixels; both ends belong to each.
 AREAS = {"all": (0, 1e5**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
-"""Square pixels; both ends belong to each."""
-MAX_DETECTIONS = (1, 10, 100)
-"""Of a class in a picture, the best; more than the last do not count."""
-STATS = tuple(
-    [f"AP{suffix}" for suffix in ("", "50", "75", " small", " medium", " large")]
-    + [f"AR{suffix}" for suffix in ("@1", "@10", "@100", " small", " medium", " large")]
+MAX_DETECTIONS = (1, 10, 100)  # of the best detections of a class in an image; beyond the last, none counts
+STATS = (
+    *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+    *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
 )
-"""What the twelve numbers are, in pycocotools' order."""
-BLOCK = 2**20  # pairs of boxes at a time
+BLOCK = 2**20  # pairs of boxes whose IoU is computed at a time
 
 
 class CocoTruth(NamedTuple):
     """The N objects of a data set, in the order of its file."""
 
-    images: Ints  # [N], picture each is in, numbered in the order of their ids
+    images: Ints  # [N], the image each is in, numbered in the order of their ids
     labels: Ints  # [N]
     boxes: Floats  # [N 4], left, top, width, height
     areas: Floats  # [N], as annotated: of the object's outline, where that is known
@@ -57,18 +48,15 @@ _Columns = TypeVar("_Columns", CocoTruth, CocoResult)
 
 
 class CocoScores(NamedTuple):
-    """Precision and recall by class and size; fractions, and -1 where there is nothing to be found."""
+    """Precision and recall by class and size: fractions, -1 where there is no object."""
 
-    precision: Floats
-    """[10 101 K 4]: by IoU, recall, class and `AREAS`, never rising with recall; of at most 100 detections."""
-    recall: Floats
-    """[10 K 4 3]: by IoU, class, `AREAS` and `MAX_DETECTIONS`."""
-    n_gt: Ints
-    """[K 4]: objects that had to be found, by class and `AREAS`."""
+    precision: Floats  # [10 101 K 4], by IoU, recall, class, `AREAS`; never rising with recall; of 100 detections
+    recall: Floats  # [10 K 4 3], by IoU, class, `AREAS` and `MAX_DETECTIONS`
+    n_gt: Ints  # [K 4], objects that count, by class and `AREAS`
 
     @property
     def stats(self) -> Floats:
-        """The twelve numbers, as `STATS` names them."""
+        """Average to the twelve numbers that `STATS` names, float64[12]."""
         numbers = [self.precision[..., 0], self.precision[0, ..., 0], self.precision[5, ..., 0]]
         numbers += [self.precision[..., area] for area in (1, 2, 3)]
         numbers += [self.recall[..., 0, count] for count in (0, 1, 2)]
@@ -77,20 +65,15 @@ class CocoScores(NamedTuple):
 
     @property
     def per_class_ap(self) -> Floats:
-        """float64[K]: the first of the twelve numbers for each class."""
+        """Average to the AP of each class, float64[K]."""
         return np.array([_mean(self.precision[:, :, k, 0]) for k in range(self.precision.shape[2])])
 
 
 def coco_scores(truth: CocoTruth, result: CocoResult, *, classes: int) -> CocoScores:
-    """Precision and recall of detections, from which the twelve numbers are means.
-
-    Args:
-        truth: the objects; pictures without any need not be named, their detections count as false all the same.
-        result: the detections.
-        classes: K; labels are 0 .. K-1.
+    """Compute COCO's precision and recall of labels 0 .. classes - 1, whose means are the twelve numbers.
 
     Raises:
-        ValueError: lengths or shapes that do not fit, labels out of range, numbers that are not finite.
+        ValueError: lengths or shapes that do not fit, labels out of range, or numbers that are not finite.
     """
     _check(truth, result, classes=classes)
     truth, result, ranks = _in_order(truth, result)
@@ -99,7 +82,7 @@ def coco_scores(truth: CocoTruth, result: CocoResult, *, classes: int) -> CocoSc
     recall = np.full((len(IOUS), classes, len(AREAS), len(MAX_DETECTIONS)), -1.0)
     n_gt = np.zeros((classes, len(AREAS)), np.int64)
     bounds = np.searchsorted(result.labels, np.arange(classes + 1))
-    order = np.lexsort((-result.scores, result.labels))  # within a class best first, pictures in their order
+    order = np.lexsort((-result.scores, result.labels))  # within a class best first, images in their order
     for a, (low, high) in enumerate(AREAS.values()):
         ignored = truth.crowd | (truth.areas < low) | (truth.areas > high)
         n_gt[:, a] = np.bincount(truth.labels[~ignored], minlength=classes)
@@ -115,7 +98,7 @@ def coco_scores(truth: CocoTruth, result: CocoResult, *, classes: int) -> CocoSc
 
 
 def _check(truth: CocoTruth, result: CocoResult, *, classes: int) -> None:
-    """Raise ValueError for what `coco_scores` cannot take."""
+    """Raise ValueError for arguments that `coco_scores` cannot take."""
     for what, fields in (("truth", truth), ("result", result)):
         for name, values in zip(fields._fields, fields, strict=True):
             shape = (len(fields.images), 4)[: 1 + (name == "boxes")]
@@ -128,30 +111,26 @@ def _check(truth: CocoTruth, result: CocoResult, *, classes: int) -> None:
 
 
 def _in_order(truth: CocoTruth, result: CocoResult) -> tuple[CocoTruth, CocoResult, Ints]:
-    """By class, by picture, detections best first and no more than count; and the place of each in its picture."""
-    truth = _taken(truth, np.lexsort((truth.images, truth.labels)))
-    result = _taken(result, np.lexsort((-result.scores, result.images, result.labels)))
+    """Sort by class and image, best first; and rank the detections of a class in an image, int64[D] from 0."""
+    truth = _select(truth, np.lexsort((truth.images, truth.labels)))
+    result = _select(result, np.lexsort((-result.scores, result.images, result.labels)))
     new = np.diff(result.labels, prepend=-1).astype(bool) | np.diff(result.images, prepend=-1).astype(bool)
     starts = np.flatnonzero(new)
     ranks = np.arange(len(new)) - np.repeat(starts, np.diff(starts, append=len(new)))
     counts = ranks < MAX_DETECTIONS[-1]
-    return truth, _taken(result, counts), ranks[counts]
+    return truth, _select(result, counts), ranks[counts]
 
 
-def _taken(columns: _Columns, rows: Ints | Bools) -> _Columns:
-    """The same columns, of these rows."""
-    taken: list[Any] = [column[rows] for column in columns]
-    return type(columns)(*taken)
+def _select(columns: _Columns, rows: Ints | Bools) -> _Columns:
+    """Select rows of all columns."""
+    selected: list[Any] = [column[rows] for column in columns]
+    return type(columns)(*selected)
 
 
 def _overlapping_pairs(truth: CocoTruth, result: CocoResult) -> tuple[Ints, Floats]:
-    """Every pair of an object and a detection of its class and picture with an IoU that may do.
-
-    Returns:
-        int64[P 2], rows of truth and of result, and float64[P], their IoU; beside a crowd the share of the detection.
-    """
-    pictures = 1 + max(truth.images.max(initial=0), result.images.max(initial=0))
-    groups, wanted = truth.labels * pictures + truth.images, result.labels * pictures + result.images
+    """Find the pairs of one class and image, rows int64[P 2] of truth and result, with an IoU float64[P] >= .5."""
+    images = 1 + max(truth.images.max(initial=0), result.images.max(initial=0))
+    groups, wanted = truth.labels * images + truth.images, result.labels * images + result.images
     first = np.searchsorted(groups, wanted, "left")
     counts = np.searchsorted(groups, wanted, "right") - first
     ends = np.cumsum(counts)
@@ -169,7 +148,7 @@ def _overlapping_pairs(truth: CocoTruth, result: CocoResult) -> tuple[Ints, Floa
 
 
 def _iou(objects: Floats, detections: Floats, crowd: Bools) -> Floats:
-    """float64[P] of P pairs of boxes; beside a crowd, intersection / area of the detection."""
+    """Compute the IoU of P pairs, float64[P]; of a crowd, intersection / area of the detection."""
     corner = np.maximum(objects[:, :2], detections[:, :2])
     sides = np.minimum(objects[:, :2] + objects[:, 2:], detections[:, :2] + detections[:, 2:]) - corner
     shared = np.where((sides > 0).all(1), sides[:, 0] * sides[:, 1], 0)
@@ -179,15 +158,14 @@ def _iou(objects: Floats, detections: Floats, crowd: Bools) -> Floats:
 
 
 def _match(pairs: Ints, iou: Floats, truth: CocoTruth, ranks: Ints, ignored: Bools) -> tuple[Bools, Bools]:
-    """The detections, best first, take an object each: one that counts before one that is ignored, then by IoU.
+    """Match detections, best first, to objects: to those that count before those that are ignored, then by IoU.
 
-    Returns:
-        bool[D 10] twice: detections that took an object, and that took one that is ignored.
+    -> bool[D 10] twice: detections that match an object, and that match one that is ignored.
     """
     objects, detections = pairs.T
-    matched = match_in_turns(
+    matched = greedy_match(
         *(detections, objects),
-        turns=ranks[detections],
+        ranks=ranks[detections],
         preference=(-objects, -iou, ignored[objects]),
         allowed=iou[:, None] >= np.minimum(IOUS, 1 - 1e-10),
         shared=truth.crowd[objects],
@@ -200,7 +178,7 @@ def _match(pairs: Ints, iou: Floats, truth: CocoTruth, ranks: Ints, ignored: Boo
 
 
 def _curves(tp: Bools, fp: Bools, *, n_gt: int) -> Floats:
-    """float64[10 101]: precision at each recall, of a class's detections best first, bool[D 10]."""
+    """Compute float64[10 101], precision by recall, of a class's detections, bool[D 10], best first."""
     true, false = np.cumsum(tp, axis=0), np.cumsum(fp, axis=0)
     precision = true / (true + false + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
@@ -212,6 +190,6 @@ def _curves(tp: Bools, fp: Bools, *, n_gt: int) -> Floats:
 
 
 def _mean(values: Floats) -> float:
-    """The mean of what is defined, or -1."""
+    """Return the mean of the values that are defined, or -1."""
     defined = values[values > -1]
     return float(defined.mean()) if len(defined) else -1.0

@@ -1,7 +1,6 @@
-"""KITTI 2D average precision, number for number what the official evaluator prints.
+"""KITTI 2D average precision, with the numbers of the official evaluator.
 
-float64 throughout: in float32 ordinary files go wrong, since .15f > .15. Boxes are xyxy in pixels of the original
-picture, x2 - x1 wide, with no + 1 anywhere.
+float64 throughout: in float32 ordinary files go wrong, since .15f > .15. Boxes are x2 - x1 wide, with no + 1 anywhere.
 
 Reference: the object devkit's `evaluate_object.cpp` as of October 2019, when R40 replaced R11
 (Geiger, Lenz and Urtasun, CVPR 2012; Simonelli et al., ICCV 2019, for R40).
@@ -15,30 +14,23 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.metrics.matching import match_in_turns
+from tinydet.metrics.matching import Bools, Floats, Ints, greedy_match
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
+CLASSES = ("Car", "Pedestrian", "Cyclist")
 RECALL_STEPS = 40  # slot k of a curve is recall k / 40
 
 
 class Difficulty(NamedTuple):
-    """What an object must be to be asked for; heights in pixels."""
+    """Limits of the objects that count; heights in pixels."""
 
     min_height: int
     max_occlusion: int
     max_truncation: float
 
 
-DIFFICULTIES = {
-    "easy": Difficulty(40, 0, 0.15),
-    "moderate": Difficulty(25, 1, 0.30),
-    "hard": Difficulty(25, 2, 0.50),
-}
+DIFFICULTIES = {"easy": Difficulty(40, 0, 0.15), "moderate": Difficulty(25, 1, 0.30), "hard": Difficulty(25, 2, 0.50)}
 MIN_IOU = {"car": 0.7}  # every other class: .5
-NEIGHBOURS = {"car": "van", "pedestrian": "person_sitting"}  # so alike that finding one is no mistake
+NEIGHBOURS = {"car": "van", "pedestrian": "person_sitting"}  # so alike that detecting one is no error
 
 
 class KittiTruth(NamedTuple):
@@ -61,7 +53,7 @@ class KittiResult(NamedTuple):
 class KittiCurve(NamedTuple):
     """Precision over recall for one class at one difficulty, at T <= 41 score thresholds in falling order."""
 
-    n_gt: int  # objects that had to be found
+    n_gt: int  # objects that count
     thresholds: Floats  # [T]
     tp: Ints  # [T]
     fp: Ints  # [T]
@@ -70,30 +62,24 @@ class KittiCurve(NamedTuple):
 
     @property
     def r40(self) -> float:
-        """AP in percent over recalls 1/40, 2/40 .. 1: the official one."""
+        """Average over recalls 1/40, 2/40 .. 1, in percent: the official AP."""
         return 100 * float(self.precision[1:].mean())
 
     @property
     def r11(self) -> float:
-        """AP in percent over recalls 0, .1 .. 1: the one of papers before 2019."""
+        """Average over recalls 0, .1 .. 1, in percent: the AP of papers before 2019."""
         return 100 * float(self.precision[::4].mean())
 
 
 def kitti_ap(
-    truths: Sequence[KittiTruth],
-    results: Sequence[KittiResult],
-    *,
-    classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Average precision in percent, and how many objects it rests on.
+    truths: Sequence[KittiTruth], results: Sequence[KittiResult], *, classes: Sequence[str] = CLASSES
+) -> dict[str, Any]:
+    """Compute average precision in percent, with the counts of objects; arguments as for `kitti_curves`.
 
     With n_gt < 41 even a perfect detector gets only (n_gt - 1) / 40 of R40, so show n_gt beside it. A class without any
     detection has AP 0; the official program prints nothing for it (nor where all of its detections have x1 < 0).
 
-    Args: as for `kitti_curves`.
-
-    Returns:
-        {"R40": {class: {"easy": percent, "moderate": ..., "hard": ...}}, "R11": likewise, "n_gt": counts likewise}.
+    -> {"R40": {class: {"easy": percent, "moderate": ..., "hard": ...}}, "R11": likewise, "n_gt": counts likewise}
     """
     curves = kitti_curves(truths, results, classes=classes)
 
@@ -104,24 +90,15 @@ def kitti_ap(
 
 
 def kitti_curves(
-    truths: Sequence[KittiTruth],
-    results: Sequence[KittiResult],
-    *,
-    classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
+    truths: Sequence[KittiTruth], results: Sequence[KittiResult], *, classes: Sequence[str] = CLASSES
 ) -> dict[str, dict[str, KittiCurve]]:
-    """Precision-recall curves of every class at every difficulty.
+    """Compute precision-recall curves by class and difficulty, from one truth and one result for every frame.
 
-    Args:
-        truths: One per frame of the split.
-        results: One per frame, in the same order. A frame without detections belongs here too: its objects are misses.
-        classes: Names to evaluate, compared without regard to case. Other names than the official three are an
-            extension: they match at IoU .5 and have no neighbour class.
-
-    Returns:
-        {class: {"easy": curve, "moderate": curve, "hard": curve}}.
+    The classes are compared without regard to case. Other names than the official three are an extension: they match
+    at IoU .5 and have no neighbour class.
 
     Raises:
-        ValueError: Lengths or shapes that do not fit, floats that are not float64, numbers that are not finite.
+        ValueError: lengths or shapes that do not fit, floats that are not float64, numbers that are not finite.
     """
     if len(truths) != len(results) or not truths:
         raise ValueError(f"one result per frame, at least one frame: got {len(truths)} truths, {len(results)} results")
@@ -136,22 +113,23 @@ def kitti_curves(
 class _Pairs(NamedTuple):
     """P pairs of an object and a detection of the same frame that overlap, numbered across all frames."""
 
-    turn: Ints  # [P], the object's place in its file
+    rank: Ints  # [P], the object's place in its file
     truth: Ints  # [P]
     detection: Ints  # [P]
     iou: Floats  # [P]
     covered: Floats  # [P], intersection / area of the detection
 
     def take(self, index: Ints | Bools) -> _Pairs:
-        turn, truth, detection, iou, covered = self
-        return _Pairs(turn[index], truth[index], detection[index], iou[index], covered[index])
+        """Select pairs."""
+        columns: list[Any] = [column[index] for column in self]
+        return _Pairs(*columns)
 
 
 _Frame = TypeVar("_Frame", KittiTruth, KittiResult)
 
 
 def _join(what: str, frames: Sequence[_Frame]) -> _Frame:
-    """The frames end to end as one, checked, types in lower case."""
+    """Check frames and join them end to end as one, types in lower case."""
     columns: dict[str, Any] = {"types": np.array([name.lower() for frame in frames for name in frame.types], dtype=str)}
     for field in frames[0]._fields[1:]:
         for i, frame in enumerate(frames):
@@ -168,7 +146,7 @@ def _join(what: str, frames: Sequence[_Frame]) -> _Frame:
 
 
 def _overlapping_pairs(truth_boxes: Sequence[Floats], result_boxes: Sequence[Floats]) -> _Pairs:
-    """Every pair of boxes in the same frame whose intersection is not empty."""
+    """Find all pairs of boxes in one frame whose intersection is not empty."""
     found = []
     n_truths = n_detections = 0
     for a, b in zip(truth_boxes, result_boxes, strict=True):
@@ -178,9 +156,9 @@ def _overlapping_pairs(truth_boxes: Sequence[Floats], result_boxes: Sequence[Flo
         i, j = np.nonzero((width > 0) & (height > 0))
         found.append((i, i + n_truths, j + n_detections, width[i, j] * height[i, j]))
         n_truths, n_detections = n_truths + len(a), n_detections + len(b)
-    turn, truth, detection, intersection = map(np.concatenate, zip(*found, strict=True))
+    rank, truth, detection, intersection = map(np.concatenate, zip(*found, strict=True))
     truth_area, area = _area(np.concatenate(truth_boxes))[truth], _area(np.concatenate(result_boxes))[detection]
-    return _Pairs(turn, truth, detection, intersection / (area + truth_area - intersection), intersection / area)
+    return _Pairs(rank, truth, detection, intersection / (area + truth_area - intersection), intersection / area)
 
 
 def _area(boxes: Floats) -> Floats:
@@ -188,7 +166,7 @@ def _area(boxes: Floats) -> Floats:
 
 
 def _truth_flags(truth: KittiTruth, name: str, limits: Difficulty) -> Ints:
-    """0: must be found; 1: may be found, without gain or loss; -1: not looked at."""
+    """Flag objects: 0 counts; 1 is ignored, found or not; -1 takes no part."""
     types = np.asarray(truth.types)
     own, neighbour = types == name, types == NEIGHBOURS.get(name, name)
     height = truth.boxes[:, 3] - truth.boxes[:, 1]
@@ -197,17 +175,13 @@ def _truth_flags(truth: KittiTruth, name: str, limits: Difficulty) -> Ints:
 
 
 def _detection_flags(result: KittiResult, name: str, limits: Difficulty) -> Ints:
-    """0: counts; 1: too low to count, whatever its class (so height comes before class); -1: not looked at.
-
-    A box of exactly the limit counts here, and is not asked for in the truth. The official program cuts the height to
-    an int first; beside a limit that is a whole number that changes nothing.
-    """
+    """Flag detections: 0 counts, at exactly the limit too; 1 is ignored as too low, of any class; -1 takes no part."""
     height = result.boxes[:, 3] - result.boxes[:, 1]
     return np.select([height < limits.min_height, np.asarray(result.types) == name], [1, 0], -1)
 
 
 def _curve(truth: KittiTruth, result: KittiResult, pairs: _Pairs, name: str, limits: Difficulty) -> KittiCurve:
-    """The two passes of the protocol, over all frames at once."""
+    """Run the two passes of the protocol, over all frames at once."""
     truth_flags, flags = _truth_flags(truth, name, limits), _detection_flags(result, name, limits)
     min_iou = MIN_IOU.get(name, 0.5)
     n_gt = int(np.count_nonzero(truth_flags == 0))
@@ -215,17 +189,17 @@ def _curve(truth: KittiTruth, result: KittiResult, pairs: _Pairs, name: str, lim
     excused = np.zeros(len(flags), bool)
     excused[pairs.detection[dontcare[pairs.truth] & (pairs.covered > min_iou)]] = True
     pairs = pairs.take((pairs.iou > min_iou) & (truth_flags[pairs.truth] >= 0) & (flags[pairs.detection] >= 0))
-    asked, counts = truth_flags[pairs.truth] == 0, flags[pairs.detection] == 0
+    required, counts = truth_flags[pairs.truth] == 0, flags[pairs.detection] == 0
 
-    # Pass 1, all scores: an object takes the detection of highest score. The scores of true positives are collected.
+    # Pass 1, all scores: an object matches the detection of highest score. The scores of true positives are collected.
     score = result.scores[pairs.detection]
-    taken, _ = _match(pairs, -score, result.scores, np.array([-np.inf]))
-    thresholds = _thresholds(score[taken[:, 0] & asked & counts], n_gt)
+    matched, _ = _match(pairs, -score, result.scores, np.array([-np.inf]))
+    thresholds = _thresholds(score[matched[:, 0] & required & counts], n_gt)
 
     # Pass 2, scores >= threshold: the detection of greatest IoU, or else the first of those too low. This pass counts.
-    taken, free = _match(pairs, np.where(counts, -pairs.iou, 0), result.scores, thresholds)
-    tp = taken[asked & counts].sum(0)
-    fn = n_gt - taken[asked].sum(0)  # an object that took a detection too low is neither found nor missed
+    matched, free = _match(pairs, np.where(counts, -pairs.iou, 0), result.scores, thresholds)
+    tp = matched[required & counts].sum(0)
+    fn = n_gt - matched[required].sum(0)  # an object that matches a detection too low is neither found nor missed
     fp = free[(flags == 0) & ~excused].sum(0)
 
     precision = np.zeros(RECALL_STEPS + 1)
@@ -234,32 +208,23 @@ def _curve(truth: KittiTruth, result: KittiResult, pairs: _Pairs, name: str, lim
 
 
 def _match(pairs: _Pairs, cost: Floats, scores: Floats, thresholds: Floats) -> tuple[Bools, Bools]:
-    """Let the objects of each frame, in file order, take one free detection each; every threshold is on its own.
+    """Match the objects of each frame, in file order, to a free detection each, separately at every threshold.
 
-    Args:
-        pairs: The P pairs that may match.
-        cost: float64[P], an object prefers the least; the first in the file wins a tie.
-        scores: float64[D].
-        thresholds: float64[T].
-
-    Returns:
-        taken: bool[P T], the pairs that matched.
-        free: bool[D T], the detections of score >= threshold that nobody took.
+    An object prefers the least cost, float64[P]; the first in the file wins a tie.
+    -> bool[P T], the pairs that matched; bool[D T], the detections of score >= threshold without a match.
     """
     free = scores[:, None] >= thresholds
-    taken = match_in_turns(
-        *(pairs.truth, pairs.detection),
-        turns=pairs.turn,
-        preference=(pairs.detection, cost),
-        allowed=free[pairs.detection],
+    allowed = free[pairs.detection]
+    matched = greedy_match(
+        pairs.truth, pairs.detection, ranks=pairs.rank, preference=(pairs.detection, cost), allowed=allowed
     )
-    pair, column = np.nonzero(taken)
+    pair, column = np.nonzero(matched)
     free[pairs.detection[pair], column] = False
-    return taken, free
+    return matched, free
 
 
 def _thresholds(scores: Floats, n_gt: int) -> Floats:
-    """At most 41 of the true positives' scores, those whose recalls come nearest to 0, 1/40, 2/40 .. 1."""
+    """Select at most 41 of the true positives' scores: those of recalls nearest to 0, 1/40, 2/40 .. 1."""
     falling = np.sort(scores)[::-1]
     kept, recall = [], 0.0
     for i in range(len(falling)):

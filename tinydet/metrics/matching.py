@@ -1,52 +1,45 @@
-"""Greedy matching, as the benchmarks define it: one after the other takes what it likes best of what is left."""
+"""Greedy matching, as the benchmarks define it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Columns = Sequence[NDArray[np.generic]]
 
 
-def match_in_turns(
-    takers: Ints,
-    wares: Ints,
-    *,
-    turns: Ints,
-    preference: Sequence[NDArray[np.generic]],
-    allowed: Bools,
-    shared: Bools | None = None,
+def greedy_match(
+    queries: Ints, targets: Ints, *, ranks: Ints, preference: Columns, allowed: Bools, shared: Bools | None = None
 ) -> Bools:
-    """Let each taker, in turn, take one of the wares that are still free; what one has taken no later one gets.
+    """Match each query, in the order of ranks, to its preferred free target.
 
-    Takers of one turn must not want the same ware: objects of different pictures, say. They take at once, so that there
-    are as many rounds as turns, however many takers. Every column of `allowed` is a matching of its own.
+    Queries of one rank must not want the same target, such as objects of different images: they are matched at once.
 
     Args:
-        takers: int64[P], of P pairs that may match.
-        wares: int64[P], numbered from 0.
-        turns: int64[P], the same for all pairs of a taker.
-        preference: arrays of P, the last is the first to matter, as in `numpy.lexsort`: a taker likes the least best.
-        allowed: bool[P T], whether a pair may match.
-        shared: bool[P], pairs whose ware may be taken any number of times; none when None.
+        queries, targets: int64[P], of P pairs that may match; targets are numbered from 0.
+        ranks: int64[P], the same for all pairs of a query; the lowest is matched first.
+        preference: arrays of P, as in `numpy.lexsort`, the primary key last; a query prefers the least.
+        allowed: bool[P T], whether a pair may match; every column is a matching of its own.
+        shared: bool[P], pairs whose target may be matched any number of times.
 
-    Returns:
-        bool[P T], the pairs that matched: at most one for each taker and column.
+    -> bool[P T], the pairs that matched: at most one for each query and column.
     """
     matched = np.zeros_like(allowed)
-    taken = np.zeros((int(wares.max(initial=-1)) + 1, allowed.shape[1]), bool)
-    order = np.lexsort((*preference, takers, turns))
-    starts = np.flatnonzero(np.diff(turns[order], prepend=-1))
-    for ranked in np.split(order, starts)[1:]:
-        first = np.flatnonzero(np.diff(takers[ranked], prepend=-1))  # where in ranked each taker begins
-        free = ~taken[wares[ranked]]
+    used = np.zeros((int(targets.max(initial=-1)) + 1, allowed.shape[1]), bool)
+    order = np.lexsort((*preference, queries, ranks))
+    starts = np.flatnonzero(np.diff(ranks[order], prepend=-1))
+    for rows in np.split(order, starts)[1:]:
+        first = np.flatnonzero(np.diff(queries[rows], prepend=-1))  # where in rows each query begins
+        free = ~used[targets[rows]]
         if shared is not None:
-            free |= shared[ranked, None]
-        rank = np.where(free & allowed[ranked], np.arange(len(ranked))[:, None], len(ranked))
-        best = np.minimum.reduceat(rank, first, axis=0)  # int64[takers T]
-        found = best < len(ranked)
-        pair, column = ranked[best[found]], np.nonzero(found)[1]
+            free |= shared[rows, None]
+        place = np.where(free & allowed[rows], np.arange(len(rows))[:, None], len(rows))
+        best = np.minimum.reduceat(place, first, axis=0)  # int64[queries T]
+        found = best < len(rows)
+        pair, column = rows[best[found]], np.nonzero(found)[1]
         matched[pair, column] = True
-        taken[wares[pair], column] = True
+        used[targets[pair], column] = True
     return matched

@@ -13,7 +13,7 @@ from tinydet.metrics.coco import STATS, CocoResult, CocoTruth, coco_scores
 
 
 def truth_of(*objects):
-    """From (picture, label, box, area, crowd) each."""
+    """From (image, label, box, area, crowd) each."""
     images, labels, boxes, areas, crowd = zip(*objects, strict=True) if objects else [()] * 5
     return CocoTruth(
         np.array(images, np.int64),
@@ -25,7 +25,7 @@ def truth_of(*objects):
 
 
 def result_of(*detections):
-    """From (picture, label, box, score) each."""
+    """From (image, label, box, score) each."""
     images, labels, boxes, scores = zip(*detections, strict=True) if detections else [()] * 4
     return CocoResult(
         np.array(images, np.int64),
@@ -114,7 +114,7 @@ def test_a_class_without_objects_has_no_share_in_the_mean():
     assert scores.n_gt[:, 0].tolist() == [0, 1, 0]
 
 
-def test_false_detections_in_pictures_without_objects_count():
+def test_false_detections_in_images_without_objects_count():
     truth = truth_of((0, 0, SQUARE, 1024.0, False))
     assert stats(truth, result_of((5, 0, SQUARE, 0.9), (0, 0, SQUARE, 0.5)))["AP"] == pytest.approx(0.5)
 
