@@ -1,4 +1,4 @@
-"""Checkpoints for the tests: of the right names and shapes but without weights, and whether two are the same."""
+"""Checkpoints for the tests: hollow ones of the right names and shapes, and whether two are the same."""
 
 from typing import Any
 
@@ -6,26 +6,27 @@ import torch
 from torch import Tensor
 
 from tinydet.model.config import ModelConfig
-from tinydet.model.functional import Tensors
-from tinydet.weights.checkpoint import Checkpoint, skeleton
+from tinydet.model.efficientdet import meta_model
+from tinydet.model.functional import Params
+from tinydet.weights.checkpoint import Checkpoint
 from tinydet.weights.formats import Weights
 
 
 def hollow(config: ModelConfig, *, training: dict[str, Any] | None = None) -> Checkpoint:
     """Return a checkpoint in which every tensor is the same single number, seen at its full shape: a small file."""
-    model, number = skeleton(config), torch.tensor(0.5)
+    model, number = meta_model(config), torch.tensor(0.5)
     params = {name: number.expand(x.shape) for name, x in model.named_parameters()}
     buffers = {name: number.expand(x.shape) for name, x in model.named_buffers()}
     return Checkpoint(config, params, buffers, params, buffers, training or {})
 
 
-def weights_of(config: ModelConfig, params: Tensors, buffers: Tensors) -> Weights:
+def weights_of(config: ModelConfig, params: Params, buffers: Params) -> Weights:
     """Return tensors as if they had been read from a file that has our own names."""
-    return Weights(config, params, buffers, {name: name for name in (*params, *buffers)}, (), "a test")
+    return Weights(config, params, buffers, (), "a test")
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal in value and in type, all the way down."""
+    """Assert that two nested values are equal in value and in type."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert list(a) == list(b)

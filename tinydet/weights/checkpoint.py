@@ -1,11 +1,9 @@
-"""tinydet's own files: a dict of tensors and plain values, written whole or not at all."""
+"""tinydet's own checkpoint files: a dict of tensors and plain values, written whole or not at all."""
 
 import dataclasses
-import os
 import pickle
-import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,56 +11,35 @@ import torch
 from torch import Tensor
 
 from tinydet.errors import InputError
-from tinydet.files import replacing
+from tinydet.files import PathLike, atomic_write
 from tinydet.model.config import ModelConfig
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import Tensors
+from tinydet.model.efficientdet import meta_model
+from tinydet.model.functional import Params, params_and_buffers
 
 FORMAT = "tinydet-1"
-BEFORE_ZIP = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
-# What torch.load raises on a damaged archive; it promises nothing, and changed bytes bring forth all of these.
-DAMAGED = (
-    *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
-    *(ValueError, TypeError, AttributeError, LookupError, AssertionError),
-)
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
 
 class Checkpoint(NamedTuple):
-    """A model's weights, and what else is needed to use them or to go on training."""
+    """A model's weights, and what else is needed to use them or to resume training."""
 
     config: ModelConfig
-    params: Tensors
-    buffers: Tensors
-    ema_params: Tensors
-    """The averaged weights: those to evaluate and to predict with."""
-    ema_buffers: Tensors
-    training: dict[str, Any]
-    """Plain values and tensors that only `tinydet train` reads: optimiser, schedule, epoch, settings, scores."""
+    params: Params
+    buffers: Params
+    ema_params: Params  # the averaged weights: those to evaluate and to predict with
+    ema_buffers: Params
+    training: dict[str, Any]  # plain values and tensors that only training reads: moments, step, history, settings
 
 
-def skeleton(config: ModelConfig) -> EfficientDet:
-    """The module of a config without memory for weights, for `tinydet.model.functional.apply`."""
-    with torch.device("meta"):
-        return EfficientDet(config)
-
-
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that a crash leaves either the old file or the new one, never half of one."""
+def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically: a crash leaves the old file or the new one."""
     content = {"format": FORMAT, **checkpoint._asdict(), "config": dataclasses.asdict(checkpoint.config)}
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.save(content, file)
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint and check that it holds just what its config asks for.
-
-    Args:
-        path: a file written by `save_checkpoint`; read with `weights_only=True`, so that it can run no code.
-        device: where the tensors go.
-
-    Raises:
-        InputError: the file is missing, broken, of another kind, or its tensors do not fit its config.
-    """
+def load_checkpoint(path: PathLike, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint to a device; raise InputError unless it is whole and its tensors fit its config."""
     content = read_file(path, device=device)
     try:
         return as_checkpoint(content)
@@ -70,86 +47,75 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         raise InputError(f"{path}: {error}") from error
 
 
-def is_checkpoint(content: Any) -> bool:
-    """Whether a file's content is a checkpoint of tinydet, of this version or another."""
-    return isinstance(content, dict) and str(content.get("format")).startswith("tinydet")
+def strip(path: PathLike, out: PathLike) -> tuple[int, int]:
+    """Write a checkpoint without optimizer state, with the averaged weights alone -> bytes before and after."""
+    whole = load_checkpoint(path)
+    kept = ("settings", "history", "weights")  # what `tinydet.weights.load.describe` reads
+    training = {name: value for name, value in whole.training.items() if name in kept}
+    # Two names for the same tensors, which torch.save writes once.
+    save_checkpoint(out, whole._replace(params=whole.ema_params, buffers=whole.ema_buffers, training=training))
+    return Path(path).stat().st_size, Path(out).stat().st_size
 
 
 def as_checkpoint(content: Any) -> Checkpoint:
-    """A file's content as the checkpoint that `save_checkpoint` wrote.
-
-    Raises:
-        InputError: it is something else, or its tensors do not fit its config.
-    """
+    """Check a file's content against the format and its own config, and return it as a `Checkpoint`."""
     found = content.get("format") if isinstance(content, dict) else content
     if found != FORMAT:
-        shown = repr(found) if isinstance(found, str) else type(found).__name__
-        raise InputError(f"not a tinydet checkpoint (expected format {FORMAT!r}, found {shown})")
+        found = repr(found) if isinstance(found, str) else type(found).__name__
+        raise InputError(f"not a tinydet checkpoint (expected format {FORMAT!r}, found {found})")
     fields: dict[str, Any] = {field: content.get(field) for field in Checkpoint._fields}
     if missing := [field for field, value in fields.items() if not isinstance(value, dict)]:
         raise InputError(f"the checkpoint lacks {', '.join(missing)}")
     try:
         config = ModelConfig(**fields.pop("config"))
-        model = skeleton(config)
+        expected = params_and_buffers(meta_model(config))._asdict()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"its config is not one of this version ({_first_line(error)})") from error
-    for kind in ("params", "ema_params"):
-        _check(fields[kind], dict(model.named_parameters()), where=kind)
-    for kind in ("buffers", "ema_buffers"):
-        _check(fields[kind], dict(model.named_buffers()), where=kind)
+        raise InputError(f"its config does not fit this version of tinydet ({_first_line(error)})") from error
+    for kind in ("params", "buffers", "ema_params", "ema_buffers"):
+        check_tensors(fields[kind], expected[kind.removeprefix("ema_")], model=f"{config.name}'s {kind}")
     return Checkpoint(config, **fields)
 
 
-def read_file(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
-    """What `torch.save` or safetensors wrote, if it holds nothing but tensors and plain values.
+def check_tensors(tensors: Params, expected: Params, *, model: str, keys: Mapping[str, str] = {}) -> None:
+    """Raise InputError unless the tensors have a model's names and shapes; `keys` are a file's names of them."""
+    if unknown := [keys.get(name, name) for name in tensors if name not in expected]:
+        raise InputError(f"unknown tensor {abbreviate(unknown)} for {model}")
+    if missing := [name for name in expected if name not in tensors]:
+        raise InputError(f"no tensor for {abbreviate(missing)} of {model}")
+    for name, tensor in tensors.items():
+        found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
+        if found != (needed := f"shape {tuple(expected[name].shape)}"):
+            raise InputError(f"{keys.get(name, name)!r} has {found}, not {needed} as in {model}")
 
-    Raises:
-        InputError: the file is missing, damaged, or could run code; or it is .safetensors without that package.
-    """
-    if Path(path).suffix == ".safetensors":
-        return _read_safetensors(path, device=device)
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first of many names, for an error."""
+    return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
+    """Read a file of torch or safetensors; refuse what holds more than tensors and plain values, and may run code."""
+    safetensors = Path(path).suffix == ".safetensors"
     try:
         with open(path, "rb") as file:
-            whole = file.read(len(BEFORE_ZIP)) == BEFORE_ZIP or zipfile.is_zipfile(file)
+            if not (safetensors or file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC or zipfile.is_zipfile(file)):
+                raise InputError(f"{path}: not a checkpoint, or a truncated one")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if not whole:
-        raise InputError(f"{path}: not a checkpoint, or not the whole of one")
     try:
+        if safetensors:
+            from safetensors.torch import load_file
+
+            return load_file(path, device=str(device))
         return torch.load(path, map_location=device, weights_only=True)
-    except DAMAGED as error:
-        # Of an UnpicklingError the text advises to do without weights_only, which would run whatever code is in there.
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: reading it needs the safetensors package; pip install safetensors") from None
+    except Exception as error:  # torch.load documents none; damaged bytes bring forth a dozen
+        # The text of an UnpicklingError advises weights_only=False, which would run whatever code is in there.
         unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "more than tensors and plain values, or damaged" if unsafe else _first_line(error)
+        reason = "it holds more than tensors and plain values, or is damaged" if unsafe else _first_line(error)
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
-def _read_safetensors(path: str | os.PathLike[str], *, device: torch.device | str) -> Tensors:
-    """The tensors of a .safetensors file, a format that knows nothing else."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise InputError(f"{path}: reading it takes a package that is not installed; pip install safetensors") from None
-    try:
-        return load_file(path, device=str(device))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({_first_line(error)})") from error
-
-
 def _first_line(error: Exception) -> str:
-    """What an error says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _check(tensors: Tensors, wanted: Mapping[str, Tensor], *, where: str) -> None:
-    """Raise unless there is a tensor of each wanted name and shape, and no other."""
-    if unpaired := sorted(tensors.keys() ^ wanted.keys(), key=str):
-        kind = "unknown" if unpaired[0] in tensors else "missing"
-        raise InputError(f"{where}: {kind} tensor {unpaired[0]!r} ({len(unpaired)} names do not fit the config)")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
-            found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
-            raise InputError(f"{where}: {name} has {found}, expected shape {tuple(wanted[name].shape)}")
