@@ -1,90 +1,120 @@
-"""How far a run is, and what its learning rate is there: pure functions of steps done and seconds gone."""
+"""Learning rate and length of a run: pure functions of steps done, seconds gone and losses seen."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-VALIDATION = 0.1  # of the time of a run by the clock
+Row = TypeVar("Row", bound=Mapping[str, Any])
+VALIDATION = 0.1  # share of a run by the clock that its validations may take
 
 
-class Plan(NamedTuple):
-    """How long a run goes on: so many epochs, or so many seconds."""
+def cosine(progress: float, *, warmup: float = 0.0) -> float:
+    """Compute the learning rate as a share of its peak: up from a tenth, then down in half a cosine.
 
-    steps: int
-    """Of an epoch."""
+    Args:
+        progress: share of the run that is done, 0 to 1.
+        warmup: share of the run until which the rate rises in a line.
+
+    >>> [round(cosine(p, warmup=0.1), 2) for p in (0, 0.05, 0.1, 0.55, 1)]
+    [0.1, 0.55, 1.0, 0.5, 0.0]
+
+    Reference: google/automl, lr_warmup_init and cosine_lr_schedule.
+    """
+    if progress < warmup:
+        return constant(progress, warmup=warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
+def constant(progress: float, *, warmup: float = 0.0) -> float:
+    """Compute the learning rate as a share of its peak: up from a tenth, then level. Arguments as for `cosine`."""
+    return 0.1 + 0.9 * progress / warmup if progress < warmup else 1.0
+
+
+def plateau(losses: Sequence[float], *, factor: float = 0.1, patience: int = 3, threshold: float = 1e-4) -> float:
+    """Compute the learning rate as a share of its peak by what the validation losses did, oldest first.
+
+    Whenever more than `patience` losses in a row are no better than the best by a share of `threshold`, the rate is
+    multiplied by `factor`, and the count begins anew. Agrees with `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    """
+    best, bad, share = math.inf, 0, 1.0
+    for loss in losses:
+        better = loss < best * (1 - threshold)
+        best, bad = (loss, 0) if better else (best, bad + 1)
+        if bad > patience:
+            share, bad = share * factor, 0
+    return share
+
+
+class Budget(NamedTuple):
+    """Length of a run: so many epochs, or so many seconds."""
+
+    epoch_steps: int
     epochs: int
-    seconds: float | None = None
-    """In all, instead of `epochs`."""
+    seconds: float | None = None  # in all, the last validation included; instead of `epochs`
     warmup_epochs: float = 0.0
 
 
-class Pace(NamedTuple):
-    """How far a run has come."""
+class Spent(NamedTuple):
+    """Part of a run's budget that is spent."""
 
-    step: int
-    """Steps done."""
-    elapsed: float
-    """Seconds since it began, validation included."""
-    per_step: float
-    """Seconds that a step takes; 0 before it is known."""
-    reserve: float
-    """Seconds that the last validation will take, and writing what it came to."""
-    validated: int = 0
-    """Steps done at the last validation."""
+    step: int  # steps done
+    elapsed: float = 0.0  # seconds since the run began, validation included
+    step_seconds: float = 0.0  # of a step; 0 before they are known
+    reserve: float = 0.0  # seconds kept back for the last validation and for writing its results
+    validated: int = 0  # steps done at the last validation
 
 
-def progress(plan: Plan, pace: Pace) -> float:
-    """Where the middle of the next step lies between the start of the training, 0, and its end, 1."""
-    if plan.seconds is None:
-        return (pace.step + 0.5) / (plan.epochs * plan.steps)
-    return min(1.0, (pace.elapsed + pace.per_step / 2) / _training_seconds(plan, pace))
+def share_done(budget: Budget, spent: Spent) -> float:
+    """Compute the share of the training that is done before the next step, 0 to 1."""
+    if budget.seconds is None:
+        return spent.step / (budget.epochs * budget.epoch_steps)
+    return min(1.0, spent.elapsed / _training_seconds(budget, spent))
 
 
-def is_over(plan: Plan, pace: Pace) -> bool:
-    """Whether there is no time for another step, or none was asked for."""
-    if plan.seconds is None:
-        return pace.step >= plan.epochs * plan.steps
-    return pace.step > 0 and pace.elapsed + pace.per_step > _training_seconds(plan, pace)
+def finished(budget: Budget, spent: Spent) -> bool:
+    """Decide whether there is no time for another step, or none was asked for."""
+    if budget.seconds is None:
+        return spent.step >= budget.epochs * budget.epoch_steps
+    return spent.step > 0 and spent.elapsed + spent.step_seconds > _training_seconds(budget, spent)
 
 
-def ends_epoch(plan: Plan, pace: Pace) -> bool:
-    """Whether the run is validated before its next step: after each epoch, and at its end.
+def should_validate(budget: Budget, spent: Spent) -> bool:
+    """Decide whether to validate before the next step: after each epoch, and at the end.
 
     By the clock, epochs are joined until validation takes about a tenth of the time, and with what is left at the end
     if that is less.
     """
-    if is_over(plan, pace):
+    if finished(budget, spent):
         return True
-    if pace.step % plan.steps:
+    if spent.step % budget.epoch_steps:
         return False
-    if plan.seconds is None:
+    if budget.seconds is None:
         return True
-    worth = (1 / VALIDATION - 1) * pace.reserve
-    left = _training_seconds(plan, pace) - pace.elapsed - pace.reserve
-    return (pace.step - pace.validated) * pace.per_step >= worth and left >= worth / 2
+    worth = (1 / VALIDATION - 1) * spent.reserve
+    left = _training_seconds(budget, spent) - spent.elapsed - spent.reserve
+    return (spent.step - spent.validated) * spent.step_seconds >= worth and left >= worth / 2
 
 
-def warmup_share(plan: Plan, pace: Pace) -> float:
-    """The share of the run that its warm-up epochs are, at most a tenth."""
-    epochs = float(plan.epochs)
-    if plan.seconds is not None:
-        epochs = _training_seconds(plan, pace) / max(plan.steps * pace.per_step, 1e-9)
-    return min(0.1, plan.warmup_epochs / epochs)
+def warmup_share(budget: Budget, spent: Spent) -> float:
+    """Compute the share of the run that its warm-up epochs take, at most a tenth."""
+    if budget.seconds is None:
+        return min(0.1, budget.warmup_epochs / budget.epochs)
+    if not spent.step_seconds:  # the first step
+        return 0.1
+    return min(0.1, budget.warmup_epochs * budget.epoch_steps * spent.step_seconds / _training_seconds(budget, spent))
 
 
-def lr_factor(progress: float, *, warmup: float, schedule: str) -> float:
-    """The learning rate as a share of its peak.
-
-    Args:
-        progress: of the run, from 0 to 1.
-        warmup: until when the rate goes up in a line.
-        schedule: "cosine" goes down in half of one then; the others stay where they are.
-    """
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) if schedule == "cosine" else 1.0
+def _training_seconds(budget: Budget, spent: Spent) -> float:
+    """Seconds of a run by the clock in which there may be steps."""
+    assert budget.seconds is not None
+    return max(budget.seconds - spent.reserve, 1e-9)
 
 
-def _training_seconds(plan: Plan, pace: Pace) -> float:
-    """Until when there may be steps."""
-    assert plan.seconds is not None
-    return max(plan.seconds - pace.reserve, 1e-9)
+def rank_key(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return what epochs are ranked by: the primary metric, then the lower validation loss."""
+    return row["ap"], -row["val"]["total"]
+
+
+def best_row(history: Sequence[Row]) -> Row:
+    """Return the row of the best epoch, the one in `best.pt`; the history has at least one."""
+    return max(history, key=rank_key)

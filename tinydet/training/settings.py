@@ -1,199 +1,152 @@
-"""What a run of training can be told, and the model that follows from it and the data."""
+"""Settings of a training run, each declared once: default, help text, and choices. The command line reads them here."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tinydet.errors import InputError, nearest
 
-from tinydet.errors import InputError
-from tinydet.model.config import MODELS, ModelConfig, model_config
-from tinydet.training.step import FREEZE, OPTIMIZERS, PRECISIONS
-from tinydet.weights.checkpoint import load_checkpoint
-
-WIDE = (320, 1088)  # (height, width) of the input for pictures more than twice as wide as high
-PART = (256, 448)  # (height, width) of the most that a step sees of such a picture
+WIDE = (320, 1088)  # (height, width) of the input for images more than twice as wide as high
+# Peak learning rate, the images of a step that it is for, the power of that number it grows with, weight decay. SGD's
+# are the paper's. AdamW's rate is the best of 1.4, 2.8 and 5.6e-3 for short runs on KITTI in batches of four; it goes
+# with the root of the batch (Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms).
+OPTIMIZERS = {"adamw": (5.6e-3, 4, 0.5, 1e-2), "sgd": (0.08, 64, 1.0, 4e-5)}
+FREEZE = ("none", "backbone", "norms")
+PRECISIONS = ("auto", "bf16", "fp16", "off")
 SCHEDULES = ("cosine", "plateau", "constant")
-# What a run is by default, and by the paper, where it is not told.
+# The values of settings that are left out, by recipe.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8), "paste": 0.7},
-    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0), "paste": 0.0},
+    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8), "copy_paste": 0.7},
+    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
 }
+
+
+def setting(
+    default: Any, help: str, *, choices: Sequence[str] = (), low: float | None = None, above: bool = False
+) -> Any:
+    """Declare a setting: its default, help text, choices, and least value, which it must lie `above` if so said."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What `tinydet train` can be told; saved with every checkpoint."""
+    """Settings of `tinydet train`; saved with every checkpoint. None: by the data, the weights or the recipe."""
 
     data: str
-    val: str | None = None
-    """Data to validate on, all of them; then all of `data` are trained on. A split of `data` when None."""
-    model: str | None = None
-    """Its name; that of the weights when None."""
-    classes: tuple[str, ...] | None = None
-    """Their names; those of the data when None, as for `tinydet.data.opened.open_dataset`."""
-    image_size: tuple[int, int] | None = None
-    """(height, width); by the shape of the pictures when None."""
-    anchor_scale: float | None = None
-    auto_size: bool = False
-    """Whether `tinydet.training.fit.best_input` decides both."""
-    weights: str = "auto"
-    """What to start from, as for `tinydet.weights.load.load_weights`."""
-    class_map: tuple[tuple[str, str], ...] = ()
-    """Pairs of a class and the name that the weights have for it, where `fit_weights` does not pair them itself."""
-    freeze: str = "none"
-    """What stays as it began, as for `tinydet.training.step.frozen_modules`."""
-    recipe: str = "default"
-    """A key of `RECIPES`, which decides the optimizer, the scale_range and the paste that are None."""
-    epochs: int = 50
-    """Passes over the training frames."""
-    minutes: float | None = None
-    """How long the run takes, its last validation included; instead of `epochs`."""
-    batch_size: int | None = 4
-    """Pictures that go through the network together; as many as memory holds when None."""
-    grad_accumulation: int = 1
-    """How often they do for one step."""
-    optimizer: str | None = None
-    lr: float | None = None
-    """Peak learning rate; from `OPTIMIZERS`, by the pictures of a step, when None."""
-    weight_decay: float | None = None
-    """Of convolution kernels; biases, batch norms and fusion weights have none."""
-    schedule: str = "cosine"
-    warmup_epochs: float = 1.0
-    """At most a tenth of the run."""
-    clip: float = 10.0
-    """Largest global norm of the gradient."""
-    ema_decay: float = 0.9998
-    """Of the averaged weights; 0 for none."""
-    amp: str = "auto"
-    """What the network computes in, as for `tinydet.training.step.choose_precision`."""
-    crop: tuple[int, int] | None = None
-    """(height, width) of the part of the input that a step sees of a picture; by `fit_crop` when None."""
-    scale_range: tuple[float, float] | None = None
-    """Of the training pictures, relative to the scale at which they just fit the input."""
-    paste: float | None = None
-    """The chance of a training picture to get objects of another."""
-    keep: int | None = None
-    """Keep the checkpoint of every so many epochs, beside the best and the last."""
-    early_stop: int | None = None
-    """How many epochs that are not the best end the run."""
-    overfit: int | None = None
-    """Train on that many pictures until everything in them is found."""
-    seed: int = 0
-    workers: int = 1
+    val: str | None = setting(None, "Data to validate on; all of DATA is then trained on.")
+    model: str | None = setting(
+        None, "d0 to d7, d7x, lite0 to lite4, lite3x, d0-symmetric; default: that of the weights, or d0."
+    )
+    classes: tuple[str, ...] | None = setting(
+        None, "Class names to detect; default: Car,Pedestrian,Cyclist of KITTI data, all classes of other data."
+    )
+    image_size: tuple[int, int] | str | None = setting(
+        None,
+        "Network input in pixels; default: by the shape of the images. auto takes the size and the anchor scale that "
+        "`tinydet check` recommends.",
+    )
+    anchor_scale: float | None = setting(None, "Anchor size in strides; default: by the input size.", low=0, above=True)
+    weights: str = setting(
+        "auto",
+        "Weights to start from: coco (a published detector), imagenet (a backbone), none, or a file: a checkpoint of "
+        "tinydet, effdet or zylo117, or an EfficientNet of timm, torchvision or lukemelas. auto is imagenet where it "
+        "can be had, else none.",
+    )
+    class_map: tuple[tuple[str, str], ...] = setting((), "Names that the weights have for classes, where they differ.")
+    freeze: str = setting(
+        "none",
+        "Keep the backbone, or the batch norms, as they started (norms: for batches of one or two).",
+        choices=FREEZE,
+    )
+    recipe: str = setting(
+        "default",
+        "Defaults of --optimizer, --scale-range, --copy-paste and --crop: those measured best here, or the paper's.",
+        choices=tuple(RECIPES),
+    )
+    epochs: int = setting(50, "Passes over the training images.", low=1)
+    minutes: float | None = setting(
+        None, "Length of the run in minutes, its last validation included; instead of --epochs.", low=0, above=True
+    )
+    batch_size: int | None = setting(
+        4, "Images that go through the network together; auto: as many as memory holds.", low=1
+    )
+    grad_accumulation: int = setting(1, "Batches whose gradients are summed for one step.", low=1)
+    optimizer: str | None = setting(None, "Optimizer; default: by the recipe, adamw.", choices=tuple(OPTIMIZERS))
+    lr: float | None = setting(None, "Peak learning rate; default: by the optimizer and the batch.", low=0, above=True)
+    weight_decay: float | None = setting(None, "Weight decay of convolution kernels; default: by the optimizer.", low=0)
+    schedule: str = setting(
+        "cosine",
+        "Learning rate: falls in half a cosine, falls by ten when the validation loss has not fallen for three epochs, "
+        "or stays constant.",
+        choices=SCHEDULES,
+    )
+    warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises, at most a tenth of the run.", low=0)
+    clip: float = setting(10.0, "Largest global norm of the gradient.", low=0, above=True)
+    ema_decay: float = setting(0.9998, "Decay of the averaged weights; 0: no averaging.", low=0)
+    amp: str = setting(
+        "auto",
+        "Precision of the network; auto is bf16 on a GPU that supports it, fp16 on another, off (float32) on a CPU.",
+        choices=PRECISIONS,
+    )
+    crop: tuple[int, int] | None = setting(
+        None, "Part of the input that a step sees of an image, in pixels; default: by the recipe and the input."
+    )
+    scale_range: tuple[float, float] | None = setting(
+        None, "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.8,1.8."
+    )
+    copy_paste: float | None = setting(
+        None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0
+    )
+    keep: int | None = setting(None, "Keep the checkpoint of every Nth epoch as epoch-N.pt.", low=1)
+    early_stop: int | None = setting(None, "Stop after that many epochs without a better one.", low=1)
+    overfit: int | None = setting(
+        None,
+        "Train on that many images, unchanged, until all their objects are found: the first thing to try on new data.",
+        low=1,
+    )
+    seed: int = setting(0, "Seed of weights, order and augmentation.", low=0)
+    workers: int = setting(1, "Processes that load images; default: half the cores, 1 to 4.", low=0)
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str | None, ...]] = {
-            "recipe": tuple(RECIPES),
-            "model": (*MODELS, None),
-            "freeze": FREEZE,
-            "optimizer": (*OPTIMIZERS, None),
-            "schedule": SCHEDULES,
-            "amp": ("auto", *PRECISIONS),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(filter(None, known))}; got {getattr(self, name)!r}")
-        for name, value in RECIPES[self.recipe].items():
+        for name, value in RECIPES.get(self.recipe, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name in ("classes", "image_size", "crop", "scale_range"):
-            if getattr(self, name) is not None:
+            if isinstance(getattr(self, name), list):  # from JSON or a checkpoint
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "class_map", tuple((new, old) for new, old in self.class_map))
-        for name in (
-            *("image_size", "anchor_scale", "epochs", "minutes", "batch_size", "grad_accumulation", "lr", "clip"),
-            *("crop", "scale_range", "keep", "early_stop", "overfit"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not np.all(np.greater(value, 0)):
-                raise InputError(f"{name} must be positive, got {value}")
-        for name in ("weight_decay", "warmup_epochs", "ema_decay", "paste", "seed", "workers"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{name} must not be negative, got {value}")
-        if self.paste is not None and self.paste > 1:
-            raise InputError(f"paste must be at most 1, got {self.paste}")
+        for field in dataclasses.fields(self)[1:]:
+            _check(field.name, getattr(self, field.name), **field.metadata)
+        for name in ("image_size", "crop", "scale_range"):
+            if isinstance(pair := getattr(self, name), tuple) and not (len(pair) == 2 and min(pair) > 0):
+                raise InputError(f"{name} must be two positive numbers, got {pair}")
+        if self.copy_paste is not None and self.copy_paste > 1:
+            raise InputError(f"copy_paste must be at most 1, got {self.copy_paste}")
+        if isinstance(self.image_size, str) and self.image_size != "auto":
+            raise InputError(f"image_size must be (height, width) or 'auto', got {self.image_size!r}")
 
     @property
     def step_size(self) -> int:
-        """Pictures of a step."""
-        assert self.batch_size is not None, "how many memory holds has not been found out yet"
+        """Images of a step; the batch size must be known."""
+        assert self.batch_size is not None
         return self.batch_size * self.grad_accumulation
 
     @property
     def peak_lr(self) -> float:
-        lr, pictures, power, _ = OPTIMIZERS[str(self.optimizer)]
-        return lr * (self.step_size / pictures) ** power if self.lr is None else self.lr
+        lr, images, power, _ = OPTIMIZERS[str(self.optimizer)]
+        return lr * (self.step_size / images) ** power if self.lr is None else self.lr
 
     @property
     def decay(self) -> float:
         return OPTIMIZERS[str(self.optimizer)][-1] if self.weight_decay is None else self.weight_decay
 
 
-def new_run(runs: Path, model: str) -> Path:
-    """The first of runs/MODEL-1, runs/MODEL-2, ... that is not there yet."""
-    number = 1
-    while (out := runs / f"{model}-{number}").exists():
-        number += 1
-    return out
-
-
-def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -> TrainSettings:
-    """The settings that the run in `out` began with, but for the workers, who change nothing.
-
-    Raises:
-        InputError: there is no such run, or one of the `fixed` names was given another value than it began with.
-    """
-    training = load_checkpoint(out / "last.pt").training
-    try:
-        began = TrainSettings(**training["settings"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{out / 'last.pt'}: holds no run that this version can go on with ({error})") from None
-    for name in fixed:
-        was, now = getattr(began, name), getattr(given, name)
-        same = Path(was).resolve() == Path(now).resolve() if name == "data" else was == now
-        if not same and name != "workers":
-            raise InputError(f"{out}: began with {name} {was!r} and cannot go on with {now!r}; start a new run")
-    return dataclasses.replace(began, workers=given.workers, data=given.data)
-
-
-def fit_model(
-    settings: TrainSettings, sizes: list[tuple[int, int]], *, classes: tuple[str, ...], base: ModelConfig
-) -> ModelConfig:
-    """The model's config for a data set: its classes, its input size, its anchor scale.
-
-    Where neither the settings nor an earlier run decided them, pictures more than twice as wide as high get 320x1088
-    and anchors smaller than usual; on KITTI these reach 95 pedestrians in a hundred at IoU .5, where D0's square
-    reaches 40, for a third more computation.
-
-    Args:
-        settings: what was asked for goes first.
-        sizes: (height, width) of the training pictures.
-        classes: of the data set.
-        base: the config of the weights that the run starts from.
-    """
-    published = model_config(base.name)
-    fitted = (base.image_size, base.anchor_scale) != (published.image_size, published.anchor_scale)
-    wide = not fitted and float(np.median([width / height for height, width in sizes])) > 2
-    image_size = settings.image_size or (WIDE if wide else base.image_size)
-    scale = (2.5 if image_size[0] >= WIDE[0] else 2.0) if wide else base.anchor_scale
-    return dataclasses.replace(
-        base, classes=classes, image_size=image_size, anchor_scale=settings.anchor_scale or scale
-    )
-
-
-def fit_crop(settings: TrainSettings, config: ModelConfig) -> tuple[int, int]:
-    """The (height, width) of what a step sees of a picture: what was asked for, or by the recipe and the input.
-
-    By default a step sees at most half the width and 256x448 of a wide input: for the same time there are more steps,
-    and of as many pictures. By the paper's recipe it is the whole input.
-    """
-    height, width = config.image_size
-    if settings.crop is not None and settings.overfit is None:
-        return settings.crop
-    if settings.recipe != "default" or settings.overfit is not None or width <= 2 * height:
-        return height, width
-    return min(height, PART[0]), min(width // 2, PART[1])
+def _check(name: str, value: Any, *, help: str, choices: Sequence[str], low: float | None, above: bool) -> None:
+    """Raise InputError for a value that is none of the choices, or too low."""
+    if value is None:
+        return
+    if choices and value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}{nearest(value, choices)}")
+    if low is not None and not (value > low if above else value >= low):
+        raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")

@@ -1,227 +1,251 @@
-"""What a run of training begins with: data, model, weights, optimiser, and a batch that memory holds."""
+"""Start of a run: data, config, weights, and the batch size that memory holds. Nothing is written here."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.amp import GradScaler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.loader import train_batches, val_batches
-from tinydet.data.opened import open_dataset
+from tinydet.data.loader import resolve_crop
+from tinydet.data.open import open_dataset
 from tinydet.errors import InputError
-from tinydet.model.config import ModelConfig
-from tinydet.model.detect import model_anchors
-from tinydet.model.functional import Tensors
-from tinydet.training.batch_size import MOST, largest_batch, memory_limit, noise, peak_bytes
-from tinydet.training.fit import alternatives, best_input
-from tinydet.training.overfit import overfit_frames, overfit_settings
-from tinydet.training.schedule import Plan
-from tinydet.training.settings import TrainSettings, fit_crop, fit_model
-from tinydet.training.step import (
-    Measured,
-    State,
-    choose_precision,
-    frozen_modules,
-    make_optimizer,
-    train_step,
-    trainable,
-)
-from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, skeleton
-from tinydet.weights.fetch import Progress
-from tinydet.weights.load import Report, fit_weights, load_weights
+from tinydet.labels import IGNORE
+from tinydet.model.config import ModelConfig, model_config
+from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.layers import BatchNorm
+from tinydet.model.postprocess import model_anchors
+from tinydet.training.autosize import best_input, compare_inputs
+from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
+from tinydet.training.optim import adamw, sgd
+from tinydet.training.schedule import Budget
+from tinydet.training.settings import WIDE, TrainSettings
+from tinydet.training.state import State, initial_state, restore
+from tinydet.training.step import StepMetrics, train_step
+from tinydet.weights.checkpoint import load_checkpoint
+from tinydet.weights.load import LoadReport, adapt_weights, load_weights
+
+MOST_IMAGES = 64  # of a batch that is sized by memory
+OVERFIT_STEPS, OVERFIT_EPOCHS = 20, 20  # steps of an epoch, and epochs, of a run on a few images
+PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_LOSS_SCALE = 2.0**16  # as torch.amp.GradScaler's
 
 
 class Run(NamedTuple):
-    """All of a run that its epochs do not replace."""
+    """Everything of a run that its steps do not change."""
 
-    settings: TrainSettings
-    """With the batch size that was found, where none was given."""
+    settings: TrainSettings  # with the batch size that memory holds, where none was given
     config: ModelConfig
+    crop: tuple[int, int]  # (height, width) that a step sees of an image
     train_set: DetectionDataset
     val_set: DetectionDataset
-    weights: str
-    """What the run began from: a file and what it is, or "random weights"."""
-    report: Report | None
-    """What became of every tensor of that file; None of a run that goes on."""
-    frozen: frozenset[str]
-    optimizer: Optimizer
-    plateau: ReduceLROnPlateau
-    scaler: GradScaler
-    step: Callable[..., tuple[State, Measured]]
-    """`train_step` of a state, a batch, and the `parts` to cut that into."""
-    plan: Plan
+    weights: str  # source of the weights that the run started from
+    report: LoadReport | None  # how those fitted; None of a resumed run
+    frozen: frozenset[str]  # names of the modules that stay as they started
+    budget: Budget
+    step: Callable[..., tuple[State, StepMetrics]]  # `train_step` of a state and a batch, given lr and micro_batches
     device: torch.device
-    precision: str
-    """A key of `tinydet.training.step.PRECISIONS`."""
+    precision: str  # a key of `PRECISIONS`
 
 
-def start(
+def start_run(
     settings: TrainSettings,
-    out: Path | None = None,
+    out: Path | None,
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> tuple[Run, State, dict[str, Any]]:
-    """Make all that a run needs, and write nothing.
-
-    Args: as for `tinydet.train.train`.
+    """Open the data, and build or restore the state.
 
     Returns:
-        The run, its state, and what its last checkpoint says of its training so far.
+        The run, its state, and what a checkpoint holds besides: "weights", "frozen", "history", "micro_batches",
+        "elapsed" (seconds).
 
     Raises:
-        InputError: the data, the settings or the folder are no good.
+        InputError: the data, the settings or the folder cannot be used.
     """
     device = torch.device(device)
+    if settings.model is not None:
+        model_config(settings.model)  # before the data are read: is there such a model?
+    if resume and out is None:
+        raise InputError("resume: name the folder of the run to resume")
+    if not resume and out is not None and (out / "last.pt").exists():
+        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     train_set, val_set = open_splits(settings)
-    begin, report = _first_checkpoint(settings, train_set, out, resume=resume, device=device, progress=progress)
-    config, training, model = begin.config, begin.training, skeleton(begin.config)
-    now = State(begin.params, begin.buffers, begin.ema_params, begin.ema_buffers, training["step"])
     if settings.overfit is not None:
-        train_set, val_set = overfit_frames(train_set, settings.overfit)
-        settings = overfit_settings(settings)
-    crop, frozen = fit_crop(settings, config), frozenset(training["frozen"])
+        train_set, val_set = overfit_splits(train_set, settings.overfit)
+        settings = overfit_settings(settings, settings.overfit)
+    optimizer = (sgd if settings.optimizer == "sgd" else adamw)(weight_decay=settings.decay)
     precision = choose_precision(settings.amp, device)
-    scaler = GradScaler(device.type, enabled=precision == "fp16")
+    if resume:
+        assert out is not None
+        checkpoint = load_checkpoint(out / "last.pt", device=device)
+        config, report, training, state = checkpoint.config, None, checkpoint.training, restore(checkpoint)
+    else:
+        weights = load_weights(settings.weights, model=settings.model, progress=progress)
+        config = resolve_config(settings, train_set, base=weights.config)
+        variables, report = adapt_weights(weights, config, class_map=dict(settings.class_map), seed=settings.seed)
+        frozen = frozen_modules(meta_model(config), settings.freeze, loaded=report.loaded)
+        scale = FIRST_LOSS_SCALE if precision == "fp16" else 1.0
+        state = initial_state(variables, optimizer=optimizer, frozen=frozen, device=device, loss_scale=scale)
+        training = {
+            "weights": weights.source,
+            "frozen": sorted(frozen),
+            "history": [],
+            "micro_batches": settings.grad_accumulation,
+            "elapsed": 0.0,
+        }
+    crop = choose_crop_size(settings, config)
     step = partial(
         train_step,
-        model=model,
+        model=meta_model(config),
         anchors=model_anchors(config, crop, device=device),
+        optimizer=optimizer,
         clip=settings.clip,
         ema_decay=settings.ema_decay,
-        frozen=frozen,
-        precision=precision,
+        frozen=frozenset(training["frozen"]),
+        precision=PRECISIONS[precision],
+        seed=settings.seed,
     )
     if settings.batch_size is None:
-        most = min(MOST, max(1, len(train_set) // (8 * settings.grad_accumulation)))  # leaves eight steps an epoch
-        attempt = partial(_try_step, now=now, step=step, frozen=frozen, crop=crop, device=device)
-        found = largest_batch(attempt, limit=memory_limit(device), most=most)
-        settings = dataclasses.replace(settings, batch_size=found)
+        most = min(MOST_IMAGES, max(1, len(train_set) // (8 * settings.grad_accumulation)))  # eight steps an epoch
+
+        def try_step(images: int) -> int:
+            batch = random_batch(images, crop, device)
+            return peak_bytes(lambda: step(state, batch, lr=0.0), device)
+
+        settings = dataclasses.replace(
+            settings, batch_size=largest_batch(try_step, limit=memory_limit(device), most=most)
+        )
     if settings.step_size > len(train_set):
         raise InputError(
-            f"batch_size must be at most the number of training examples, {len(train_set)}, got {settings.step_size}"
+            f"batch_size must be at most the number of training images, {len(train_set)}, got {settings.step_size}"
         )
-    optimizer = make_optimizer(
-        trainable(now.params, frozen), name=str(settings.optimizer), lr=settings.peak_lr, weight_decay=settings.decay
-    )
-    plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
-    if resume:
-        optimizer.load_state_dict(training["optimizer"])
-        plateau.load_state_dict(training["plateau"])
-        scaler.load_state_dict(training["scaler"])
-    plan = Plan(
-        steps=len(train_set) // settings.step_size,
+    budget = Budget(
+        epoch_steps=len(train_set) // settings.step_size,
         epochs=settings.epochs,
         seconds=None if settings.minutes is None else 60 * settings.minutes,
         warmup_epochs=settings.warmup_epochs,
     )
-    step = partial(step, optimizer=optimizer, scaler=scaler)
-    made = (frozen, optimizer, plateau, scaler, step, plan, device, precision)
-    return Run(settings, config, train_set, val_set, training["weights"], report, *made), now, training
+    fixed = (training["weights"], report, frozenset(training["frozen"]), budget, step, device, precision)
+    return Run(settings, config, crop, train_set, val_set, *fixed), state, training
 
 
 def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDataset]:
-    """The data to train on and to validate on: two splits of one, or all of two."""
-    whole = settings.val is not None
-    train_set = open_dataset(settings.data, "all" if whole else "train", classes=settings.classes)
-    val_set = open_dataset(settings.val or settings.data, "all" if whole else "val", classes=train_set.classes)
-    return train_set, val_set
+    """Open the data to train on and to validate on: two splits of one data set, or all of two."""
+    splits = ("train", "val") if settings.val is None else ("all", "all")
+    train_set = open_dataset(settings.data, splits[0], classes=settings.classes)
+    return train_set, open_dataset(settings.val or settings.data, splits[1], classes=train_set.classes)
 
 
-def training_batches(
-    run: Run, epochs: range, *, batch_size: int | None = None, workers: int | None = None
-) -> DataLoader:
-    """The batches that a run is trained on, of a step each, in these epochs; in other portions if asked for."""
-    settings = run.settings
-    return train_batches(
-        run.train_set,
-        fit_crop(settings, run.config),
-        fit=run.config.image_size,
-        scale_range=None if settings.overfit else settings.scale_range,
-        pasted=settings.paste or 0.0,
-        batch_size=batch_size or settings.step_size,
-        epochs=epochs,
-        seed=settings.seed,
-        fill=run.config.fill,
-        workers=settings.workers if workers is None else workers,
-        pin_memory=run.device.type == "cuda",
+def overfit_splits(dataset: DetectionDataset, count: int) -> tuple[DetectionDataset, DetectionDataset]:
+    """Take the first images that hold an object: many times over to train on, and once to validate on.
+
+    Raises:
+        InputError: there are fewer such images.
+    """
+    rows = np.unique(dataset.image_index[dataset.labels != IGNORE])[:count].tolist()
+    if len(rows) < count:
+        raise InputError(f"overfit: asked for {count} images with objects, but the training data hold {len(rows)}")
+    training, validation = dataset.take(rows * OVERFIT_STEPS), dataset.take(rows)
+    training.split_note = f"{count} images, {', '.join(map(str, validation.names))}, over and over"
+    validation.split_note = "the same images to validate on"
+    return training, validation
+
+
+def overfit_settings(settings: TrainSettings, count: int) -> TrainSettings:
+    """Leave out of the settings what keeps a run from fitting its images exactly."""
+    size = min(settings.batch_size or count, count)
+    changes: dict[str, Any] = {"grad_accumulation": 1, "weight_decay": 0.0, "ema_decay": 0.0}
+    return dataclasses.replace(settings, batch_size=size, epochs=OVERFIT_EPOCHS, **changes)
+
+
+def resolve_config(settings: TrainSettings, dataset: DetectionDataset, *, base: ModelConfig) -> ModelConfig:
+    """Choose the model's classes, input size and anchor scale for a data set.
+
+    Where neither the settings nor an earlier run decided them, images more than twice as wide as high get an input of
+    320x1088 and smaller anchors than usual: on KITTI 95% of the pedestrians then have an anchor of IoU .5, where D0's
+    square has 40%, for a third more computation.
+
+    Args:
+        settings: what was asked for goes first.
+        dataset: the training data.
+        base: config of the weights that the run starts from.
+    """
+    published = model_config(base.name)
+    trained = (base.image_size, base.anchor_scale) != (published.image_size, published.anchor_scale)
+    aspect = np.median(dataset.sizes[:, 1] / dataset.sizes[:, 0])
+    asked = settings.image_size if isinstance(settings.image_size, tuple) else None
+    wide = not trained and aspect > 2
+    image_size = asked or (WIDE if wide else base.image_size)
+    scale = (2.5 if image_size[0] >= WIDE[0] else 2.0) if wide else base.anchor_scale
+    config = dataclasses.replace(
+        base, classes=dataset.classes, image_size=image_size, anchor_scale=settings.anchor_scale or scale
     )
+    if settings.image_size != "auto":
+        return config
+    best = best_input(compare_inputs(dataset, config))
+    return dataclasses.replace(config, image_size=best.image_size, anchor_scale=best.anchor_scale)
 
 
-def validation_batches(run: Run) -> DataLoader:
-    """The batches that a run is validated on, each time that it is gone through."""
-    return val_batches(
-        run.val_set,
-        run.config.image_size,
-        batch_size=run.settings.batch_size or 1,
-        fill=run.config.fill,
-        workers=run.settings.workers,
-        pin_memory=run.device.type == "cuda",
-    )
+def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int, int]:
+    """Choose the (height, width) that a step sees of an image: as asked for, or by the recipe and the input."""
+    if settings.overfit is not None:
+        return config.image_size
+    if settings.crop is not None:
+        return settings.crop
+    return resolve_crop(config.image_size) if settings.recipe == "default" else config.image_size
 
 
-def _first_checkpoint(
-    settings: TrainSettings,
-    train_set: DetectionDataset,
-    out: Path | None,
-    *,
-    resume: bool,
-    device: torch.device,
-    progress: Progress | None,
-) -> tuple[Checkpoint, Report | None]:
-    """The last checkpoint of a run to go on with; or the first of a new run, and the report on its weights."""
-    last = out / "last.pt" if out is not None else None
-    if resume:
-        if last is None:
-            raise InputError("resume: say which run to go on with")
-        return load_checkpoint(last, device=device), None
-    if last is not None and last.exists():
-        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
-    weights = load_weights(settings.weights, model=settings.model, progress=progress)
-    config = fit_model(settings, train_set.sizes, classes=train_set.classes, base=weights.config)
-    if settings.auto_size:
-        best = best_input(alternatives(train_set, config))
-        config = dataclasses.replace(config, image_size=best.image_size, anchor_scale=best.anchor_scale)
-    torch.manual_seed(settings.seed)
-    params, buffers, report = fit_weights(weights, config, class_map=dict(settings.class_map))
-    frozen = frozen_modules(skeleton(config), settings.freeze, known=report.taken)
-    ema_params, ema_buffers = _copied(params, device), _copied(buffers, device)
-    training = {
-        "step": 0,
-        "parts": settings.grad_accumulation,
-        "elapsed": 0.0,
-        "history": [],
-        "best": (-1.0, 0.0),
-        "weights": weights.source,
-        "frozen": sorted(frozen),
-    }
-    begin = Checkpoint(config, _copied(params, device), _copied(buffers, device), ema_params, ema_buffers, training)
-    return begin, report
+def choose_precision(amp: str, device: torch.device) -> str:
+    """Resolve "auto": bf16 on a GPU that supports it, fp16 on another, off elsewhere."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def _try_step(
-    pictures: int,
-    *,
-    now: State,
-    step: Callable[..., tuple[State, Measured]],
-    frozen: frozenset[str],
-    crop: tuple[int, int],
-    device: torch.device,
-) -> int:
-    """The bytes that are held at most during a step of so many pictures; nothing that is given changes."""
-    state = now._replace(params=_copied(now.params, device))
-    optimizer = make_optimizer(trainable(state.params, frozen), name="adamw", lr=0.0, weight_decay=0.0)
-    batch = noise(pictures, crop, device)
-    return peak_bytes(lambda: step(state, batch, optimizer=optimizer), device)
+def frozen_modules(model: EfficientDet, freeze: str, *, loaded: Collection[str]) -> frozenset[str]:
+    """Name the modules that a run leaves as they are.
+
+    Args:
+        model: the module.
+        freeze: "none"; "backbone", all of it; "norms", the batch norms, scale and shift included, whose statistics were
+            loaded: those of a small batch are worse.
+        loaded: names of the tensors that were loaded and are not random.
+
+    Raises:
+        InputError: what should be frozen is random.
+    """
+    if freeze == "none":
+        return frozenset()
+    if not any(name.startswith("backbone.") for name in loaded):
+        raise InputError(f"freeze {freeze}: the run starts from random weights, which would stay random")
+    if freeze == "backbone":
+        return frozenset(name for name, _ in model.named_modules() if f"{name}.".startswith("backbone."))
+    norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm))
+    return frozenset(name for name in norms if f"{name}.running_var" in loaded)
 
 
-def _copied(tensors: Tensors, device: torch.device) -> Tensors:
-    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -> TrainSettings:
+    """Read the settings that a run started with; the number of workers and the data's path may change.
+
+    Raises:
+        InputError: there is no such run, or one of the `fixed` names was given another value than it started with.
+    """
+    training = load_checkpoint(out / "last.pt").training
+    try:
+        started = TrainSettings(**training["settings"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
+    for name in fixed:
+        was, now = getattr(started, name), getattr(given, name)
+        same = Path(was).resolve() == Path(now).resolve() if name == "data" else was == now
+        if not same and name != "workers":
+            raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
+    return dataclasses.replace(started, workers=given.workers, data=given.data)

@@ -1,4 +1,4 @@
-"""The batch that memory holds is found by trying, and the trying leaves no trace."""
+"""The largest batch that memory holds is found by trying; freed memory is kept."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinydet.errors import InputError
-from tinydet.training.batch_size import BOXES, largest_batch, memory_limit, noise, out_of_memory, peak_bytes
+from tinydet.training.memory import BOXES, largest_batch, memory_limit, out_of_memory, peak_bytes, random_batch
 
 CPU = torch.device("cpu")
 
@@ -18,43 +18,43 @@ CPU = torch.device("cpu")
     [(100, 64, 9), (109, 64, 9), (110, 64, 10), (10**6, 64, 64), (10**6, 3, 3), (50, 64, 4), (35, 64, 2), (20, 64, 1)],
 )
 def test_the_largest_batch_within_a_limit(limit: int, most: int, batch: int) -> None:
-    """Ten for the weights, ten a picture."""
+    """Ten for the weights, ten an image."""
     tried = []
 
-    def attempt(pictures: int) -> int:
-        tried.append(pictures)
-        return 10 + 10 * pictures
+    def try_step(count: int) -> int:
+        tried.append(count)
+        return 10 + 10 * count
 
-    assert largest_batch(attempt, limit=limit, most=most) == batch
+    assert largest_batch(try_step, limit=limit, most=most) == batch
     assert len(tried) <= 4
     assert max(tried) <= max(4, batch)
 
 
-def test_what_does_not_hold_is_lowered() -> None:
-    """From seven pictures on a step takes more than the line says, and from nine on all there is."""
+def test_a_batch_that_does_not_fit_is_lowered() -> None:
+    """From seven images on a step takes more than the line says, and from nine on all there is."""
 
-    def attempt(pictures: int) -> int:
-        if pictures >= 9:
+    def try_step(count: int) -> int:
+        if count >= 9:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return 10 * pictures + (100 if pictures >= 7 else 0)
+        return 10 * count + (100 if count >= 7 else 0)
 
-    assert largest_batch(attempt, limit=120, most=64) == 6
+    assert largest_batch(try_step, limit=120, most=64) == 6
 
 
-def test_one_picture_must_fit() -> None:
-    with pytest.raises(InputError, match=r"batch size auto: one picture takes 2\.0 GB of 1\.0"):
-        largest_batch(lambda pictures: 2 * 10**9 * pictures, limit=10**9, most=64)
+def test_one_image_must_fit() -> None:
+    with pytest.raises(InputError, match=r"a step of one image takes 2\.0 GB and there are 1\.0; try a smaller --size"):
+        largest_batch(lambda count: 2 * 10**9 * count, limit=10**9, most=64)
 
 
 def test_other_errors_come_through() -> None:
-    def attempt(pictures: int) -> int:
+    def try_step(count: int) -> int:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        largest_batch(attempt, limit=100, most=64)
+        largest_batch(try_step, limit=100, most=64)
 
 
-def test_what_torch_says_when_memory_runs_out() -> None:
+def test_errors_of_torch_when_memory_runs_out() -> None:
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"))
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
@@ -63,8 +63,11 @@ def test_what_torch_says_when_memory_runs_out() -> None:
     assert out_of_memory(caught.value)
 
 
-def test_noise_is_a_batch_of_objects() -> None:
-    batch = noise(3, (64, 96), CPU)
+def test_a_random_batch_holds_objects_and_is_always_the_same() -> None:
+    before = torch.get_rng_state()
+    batch = random_batch(3, (64, 96), CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(random_batch(3, (64, 96), CPU).images, batch.images)
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, 64, 96), torch.uint8)
     assert batch.boxes.shape == (3, BOXES, 4)
     assert (batch.boxes[..., 2:] > batch.boxes[..., :2]).all()
@@ -87,8 +90,7 @@ def test_the_peak_of_a_small_step_is_small_after_a_large_one() -> None:
     """Also where freed memory is kept, as the command line does."""
     script = """
 import torch
-from tinydet.memory import keep_freed_memory
-from tinydet.training.batch_size import peak_bytes
+from tinydet.training.memory import keep_freed_memory, peak_bytes
 
 keep_freed_memory()
 for mebibytes in (5, 40, 5):
@@ -101,7 +103,7 @@ for mebibytes in (5, 40, 5):
 
 
 def test_the_peak_on_a_gpu_begins_with_an_empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its allocator keeps what was freed, too; here it is played."""
+    """Its allocator keeps freed memory, too; here it is faked."""
     cached, peak = 7, 7
 
     def empty() -> None:
@@ -123,7 +125,7 @@ def test_the_peak_on_a_gpu_begins_with_an_empty_cache(monkeypatch: pytest.Monkey
 
 
 def test_where_memory_cannot_be_measured_a_number_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="cannot be measured on mps here; give a number"):
+    with pytest.raises(InputError, match="cannot be measured on mps here; give --batch-size a number"):
         memory_limit(torch.device("mps"))
 
     def missing(self: Path) -> str:
