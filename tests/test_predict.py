@@ -1,5 +1,6 @@
 """Predictions are what validation finds, and what is written reads back."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,21 +21,25 @@ import tinydet.detector
 import tinydet.predict
 from tests.checkpoints import weights_of
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
-from tinydet.data.example import read_image
+from tinydet.data.images import read_image
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.kitti_labels import read_objects
-from tinydet.data.loader import val_batches
-from tinydet.detector import Detector
+from tinydet.detector import Detector, Prediction
 from tinydet.draw import draw
 from tinydet.errors import InputError
-from tinydet.evaluate import validate
+from tinydet.evaluation import validate
 from tinydet.model.config import ModelConfig, model_config
-from tinydet.model.detect import Detections
 from tinydet.model.efficientdet import EfficientDet, Outputs
-from tinydet.model.functional import Tensors, state
-from tinydet.model.fuse import network
-from tinydet.predict import ahead, collect_pictures, newest_weights, predict, readable, save_predictions
-from tinydet.prediction import Prediction
+from tinydet.model.fold import inference_fn
+from tinydet.model.functional import Variables, params_and_buffers
+from tinydet.model.postprocess import Detections
+from tinydet.predict import (
+    collect_images,
+    newest_weights,
+    predict_images,
+    prefetch,
+    read_stdin,
+    save_predictions,
+)
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
 
@@ -46,14 +52,19 @@ def weights() -> Weights:
     """Random weights."""
     torch.manual_seed(0)
     config = model_config("lite0", classes=CLASSES, image_size=(64, 128))
-    params, buffers = state(EfficientDet(config))
-    return weights_of(config, params, buffers)
+    return weights_of(config, *params_and_buffers(EfficientDet(config)))
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> KittiDataset:
     root = write_kitti(tmp_path_factory.mktemp("kitti"), FRAMES, lists={"val": [f"{i:06d}" for i in range(FRAMES)]})
     return KittiDataset(root, "val", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def paths(dataset: KittiDataset) -> list[Path]:
+    """Image files."""
+    return [frame.path for frame in dataset.frames()]
 
 
 def found(count: int, *, seed: int = 0) -> Detections:
@@ -75,7 +86,7 @@ class Watched(np.ndarray):
 
 def prediction(name: str, count: int = 3) -> Prediction:
     image = np.random.default_rng(count).integers(0, 256, (80, 120, 3), dtype=np.uint8)
-    return Prediction(Path(name), image, found(count), CLASSES)
+    return Prediction(Path(name), image, CLASSES, *found(count))
 
 
 def assert_same(one: Detections, other: Detections) -> None:
@@ -84,13 +95,13 @@ def assert_same(one: Detections, other: Detections) -> None:
         assert torch.equal(a, b)
 
 
-# Working ahead
+# Prefetching
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_ahead_is_map(depth: int) -> None:
+def test_prefetch_is_map(depth: int) -> None:
     for count in (0, 1, depth, depth + 1, 20):
-        assert list(ahead(str, range(count), depth=depth)) == list(map(str, range(count)))
+        assert list(prefetch(str, range(count), depth=depth)) == list(map(str, range(count)))
 
 
 def test_what_comes_next_is_made_while_the_caller_is_busy_but_no_more() -> None:
@@ -102,7 +113,7 @@ def test_what_comes_next_is_made_while_the_caller_is_busy_but_no_more() -> None:
             drawn.append(i)
             yield i
 
-    results = ahead(lambda i: made[i].set(), items(), depth=2)
+    results = prefetch(lambda i: made[i].set(), items(), depth=2)
     threads = threading.active_count()
     assert drawn == []
     for i in range(9):
@@ -116,7 +127,7 @@ def test_what_comes_next_is_made_while_the_caller_is_busy_but_no_more() -> None:
 
 
 def test_an_error_comes_where_its_result_would() -> None:
-    results = ahead(lambda i: 6 // (3 - i), range(9), depth=2)
+    results = prefetch(lambda i: 6 // (3 - i), range(9), depth=2)
     assert [next(results) for _ in range(3)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -139,7 +150,7 @@ def test_what_has_begun_is_finished_and_its_threads_end(end: str) -> None:
         raise InputError("no more")
 
     threads = threading.active_count()
-    results = ahead(make, items(), depth=1)
+    results = prefetch(make, items(), depth=1)
     next(results)
     assert made == [0]
     if end == "let go":
@@ -155,12 +166,11 @@ def test_what_has_begun_is_finished_and_its_threads_end(end: str) -> None:
 # Predicting
 
 
-def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: Weights) -> None:
-    config = weights.config
-    batches = val_batches(dataset, config.image_size, batch_size=2, workers=0, fill=config.fill)
-    expected = validate(weights.params, weights.buffers, batches, config=config).detections
-    predictions = list(predict(dataset.paths, Detector(weights), batch_size=2, score_threshold=0.01, method="soft"))
-    assert [one.path for one in predictions] == dataset.paths
+def test_predictions_are_what_validation_finds(dataset: KittiDataset, paths: list[Path], weights: Weights) -> None:
+    variables = Variables(weights.params, weights.buffers)
+    expected = validate(variables, dataset, config=weights.config, batch_size=2).detections
+    predictions = list(predict_images(paths, Detector(weights), batch_size=2, score_threshold=0.01))
+    assert [one.path for one in predictions] == paths
     for one, detections in zip(predictions, expected, strict=True):
         assert len(one.detections.scores) > 10
         assert_same(one.detections, detections)
@@ -170,14 +180,14 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, weights: W
 
 
 def test_a_compiled_network_sees_batches_of_one_size(
-    dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch
+    paths: list[Path], weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = list(predict(dataset.paths, Detector(weights), batch_size=2, score_threshold=0.01))
+    expected = list(predict_images(paths, Detector(weights), batch_size=2, score_threshold=0.01))
     sizes, asked = [], []
 
-    def uncompiled(*given: Tensors, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
+    def uncompiled(variables: Variables, *, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
         asked.append(compile)
-        forward = network(*given, config=config)
+        forward = inference_fn(variables, config=config)
 
         def watched(images: torch.Tensor) -> Outputs:
             sizes.append(len(images))
@@ -185,31 +195,34 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
         return watched
 
-    monkeypatch.setattr(tinydet.detector, "network", uncompiled)
-    predictions = list(predict(dataset.paths, Detector(weights, compile=True), batch_size=2, score_threshold=0.01))
+    monkeypatch.setattr(tinydet.detector, "inference_fn", uncompiled)
+    detector = Detector(weights, compile=True)
+    predictions = list(predict_images(paths, detector, batch_size=2, score_threshold=0.01))
     assert (asked, sizes) == ([True], [2, 2, 2])
     assert [one.path for one in predictions] == [one.path for one in expected]
-    # A convolution rounds by the size of the batch, which may change the order of the last picture's detections.
+    # A convolution rounds by the size of the batch, which may change the order of the last image's detections.
     for one, other in zip(predictions, expected, strict=True):
         torch.testing.assert_close(one.detections.scores, other.detections.scores, rtol=1e-3, atol=0)
     for one, other in zip(predictions[:4], expected[:4], strict=True):
         assert_same(one.detections, other.detections)
 
 
-def test_settings_reach_the_detector(dataset: KittiDataset, weights: Weights) -> None:
-    paths = dataset.paths[:1]
-    (every,) = predict(paths, Detector(weights), score_threshold=0.0, max_detections=50)
+def test_settings_reach_the_detector(paths: list[Path], weights: Weights) -> None:
+    (every,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, max_detections=50, method="hard")
     assert len(every.detections.scores) == 50
     threshold = every.detections.scores[9].item()
-    (ten,) = predict(paths, Detector(weights), score_threshold=threshold, max_detections=50)
+    settings: dict[str, Any] = {"score_threshold": threshold, "max_detections": 50, "method": "hard"}
+    (ten,) = predict_images(paths[:1], Detector(weights), **settings)
     assert torch.equal(ten.scores, every.scores[:10])
     assert torch.equal(ten.labels, every.labels[:10])
-    apart = (ten.boxes - every.boxes[:10]).abs().amax(1)  # fewer candidates have a say in where they are
+    apart = (ten.boxes - every.boxes[:10]).abs().amax(1)  # fewer candidates vote
     assert apart.max() < 0.2 * WIDTH
-    (soft,) = predict(paths, Detector(weights), score_threshold=0.0, max_detections=50, method="soft")
+    (soft,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, max_detections=50)
     assert not torch.equal(soft.detections.boxes, every.detections.boxes)
-    (none,) = predict(paths, Detector(weights), score_threshold=1.0)
+    (none,) = predict_images(paths[:1], Detector(weights), score_threshold=1.0)
     assert [len(field) for field in none.detections] == [0, 0, 0]
+    (cars,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, classes=["car"])
+    assert set(cars.names) == {"Car"}
 
 
 @pytest.mark.parametrize(
@@ -218,15 +231,15 @@ def test_settings_reach_the_detector(dataset: KittiDataset, weights: Weights) ->
         ({"batch_size": 0}, "batch_size must be positive, got 0"),
         ({"max_detections": -1}, "max_detections must be positive, got -1"),
         ({"score_threshold": 30}, r"score_threshold must be in \[0, 1\], got 30"),
-        ({"method": "none"}, "method must be one of hard, soft; got 'none'"),
+        ({"method": "none"}, "method must be one of soft, hard; got 'none'"),
     ],
 )
 def test_a_senseless_setting_is_named(weights: Weights, setting: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        predict([], Detector(weights), **setting)
+        predict_images([], Detector(weights), **setting)
 
 
-def test_one_batch_is_read_ahead(dataset: KittiDataset, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_batch_is_read_ahead(paths: list[Path], weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
     def spy(path: Path) -> np.ndarray:
@@ -234,16 +247,16 @@ def test_one_batch_is_read_ahead(dataset: KittiDataset, weights: Weights, monkey
         return read_image(path)
 
     monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    predictions = predict(dataset.paths, Detector(weights), batch_size=2)
+    predictions = predict_images(paths, Detector(weights), batch_size=2)
     assert read == []
     for least, most in ((2, 4), (2, 4), (4, 5), (4, 5), (5, 5)):
         next(predictions)
         assert least <= len(read) <= most
-    assert read == dataset.paths
+    assert read == paths
 
 
-def test_pictures_that_are_done_with_leave_memory(
-    dataset: KittiDataset, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_that_are_done_with_leave_memory(
+    paths: list[Path], weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[Watched] = weakref.WeakSet()
     counts: list[int] = []
@@ -254,60 +267,76 @@ def test_pictures_that_are_done_with_leave_memory(
         counts.append(len(alive))
         return image
 
-    paths = [tmp_path / f"{i}.png" for i in range(50)]
-    for path in paths:
-        path.hardlink_to(dataset.paths[0])
+    links = [tmp_path / f"{i}.png" for i in range(20)]
+    for link in links:
+        link.hardlink_to(paths[0])
     monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    save_predictions(predict(paths, Detector(weights)), tmp_path / "out", classes=CLASSES)
-    assert len(counts) == 50
+    save_predictions(predict_images(links, Detector(weights)), tmp_path / "out", classes=CLASSES)
+    assert len(counts) == 20
     assert max(counts) <= 6  # three that are read or in the network, and three that are drawn or about to be
 
 
-def test_what_is_no_picture_is_said_and_the_others_go_on(
-    dataset: KittiDataset, weights: Weights, tmp_path: Path
+def test_files_that_are_no_images_are_reported_and_left_out(
+    paths: list[Path], weights: Weights, tmp_path: Path
 ) -> None:
     text, cut = tmp_path / "notes.png", tmp_path / "cut.png"
-    text.write_text("no picture")
-    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
-    given = [dataset.paths[0], text, tmp_path / "gone.png", cut, dataset.paths[1]]
+    text.write_text("no image")
+    cut.write_bytes(paths[0].read_bytes()[:3000])
+    given = [paths[0], text, tmp_path / "gone.png", cut, paths[1]]
     errors: list[InputError] = []
-    made = list(predict(given, Detector(weights), batch_size=2, unreadable=errors.append))
-    assert [one.path for one in made] == dataset.paths[:2]
+    made = list(predict_images(given, Detector(weights), batch_size=2, on_error=errors.append))
+    assert [one.path for one in made] == paths[:2]
     said = [str(error).removeprefix(f"{tmp_path}/").split(" (")[0] for error in errors]
-    assert said == [f"{name}: not a readable picture" for name in ("notes.png", "gone.png", "cut.png")]
+    assert said == [f"{name}: not a readable image" for name in ("notes.png", "gone.png", "cut.png")]
     errors.clear()
-    assert readable(given, errors.append) == [dataset.paths[0], cut, dataset.paths[1]]
+    assert collect_images(given, on_error=errors.append) == [paths[0], cut, paths[1]]
     assert len(errors) == 2
-    with pytest.raises(InputError, match=r"notes\.png: not a readable picture \(unknown format\)"):
-        readable([text], errors.append)
+    with pytest.raises(InputError, match=r"notes\.png: not a readable image \(unknown format\)"):
+        collect_images([text, tmp_path / "gone.png"], on_error=errors.append)
+    assert len(errors) == 2
+    with pytest.raises(InputError, match=r"notes\.png: not a readable image \(unknown format\)"):
+        collect_images(given)
 
 
-def test_a_truncated_picture_is_named_when_reached(dataset: KittiDataset, weights: Weights, tmp_path: Path) -> None:
+def test_a_truncated_image_is_named_when_reached(paths: list[Path], weights: Weights, tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
-    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
-    predictions = predict([dataset.paths[0], cut], Detector(weights))
-    assert next(predictions).path == dataset.paths[0]
-    with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
+    cut.write_bytes(paths[0].read_bytes()[:3000])
+    predictions = predict_images([paths[0], cut], Detector(weights))
+    assert next(predictions).path == paths[0]
+    with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
         next(predictions)
 
 
-def test_pictures_are_files_and_the_pictures_of_folders(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "notes.txt", "deeper/c.png", "other/d.webp", "e.dat", "empty/notes.txt"):
+def test_images_are_files_and_the_images_of_folders(tmp_path: Path) -> None:
+    image = Image.new("RGB", (3, 2))
+    for name in ("b.PNG", "a.jpg", "deeper/c.png", "other/d.webp", "e.dat", "folder.png/f.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name, format="PNG")
+    for name in ("notes.txt", "empty/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "folder.png" / "f.bmp").touch()
-    assert collect_pictures([]) == []
+    assert collect_images([]) == []
     given: list[Path | str] = [tmp_path / "other", str(tmp_path / "e.dat"), tmp_path / "folder.png"]
-    assert collect_pictures(given) == [tmp_path / "other/d.webp", tmp_path / "e.dat", tmp_path / "folder.png/f.bmp"]
-    assert [path.name for path in collect_pictures([tmp_path])] == ["a.jpg", "b.PNG"]
-    with pytest.raises(InputError, match=r"empty: holds no picture \(\.png, "):
-        collect_pictures([tmp_path / "empty"])
-    assert collect_pictures([tmp_path / "gone.png"]) == [tmp_path / "gone.png"]  # who reads it will say so
-    assert [path.name for path in collect_pictures([tmp_path / "*.[jP]*"])] == ["a.jpg", "b.PNG"]
-    (tmp_path / "other" / "a.png").touch()
+    assert collect_images(given) == [tmp_path / "other/d.webp", tmp_path / "e.dat", tmp_path / "folder.png/f.bmp"]
+    assert [path.name for path in collect_images([tmp_path])] == ["a.jpg", "b.PNG"]
+    with pytest.raises(InputError, match=r"empty: holds no image \(\.png, "):
+        collect_images([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"gone\.png: not a readable image \(No such file"):
+        collect_images([tmp_path / "gone.png"])
+    assert [path.name for path in collect_images([tmp_path / "*.[jP]*"])] == ["a.jpg", "b.PNG"]
+    image.save(tmp_path / "other" / "a.png")
     with pytest.raises(InputError, match=r"other/a\.png: its results would overwrite those of .*a\.jpg"):
-        collect_pictures([tmp_path, tmp_path / "other"])
+        collect_images([tmp_path, tmp_path / "other"])
+
+
+def test_standard_input_is_a_list_of_paths_or_an_image(tmp_path: Path) -> None:
+    assert read_stdin(io.BytesIO(b"a.png\n\nb c.png\n"), tmp_path) == ["a.png", "b c.png"]
+    content = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(content, format="PNG")
+    (path,) = read_stdin(io.BytesIO(content.getvalue()), tmp_path)
+    assert read_image(path).shape == (2, 3, 3)
+    with pytest.raises(InputError, match=r"stdin: not a readable image"):
+        read_stdin(io.BytesIO(b"\xff\xfe\xfd"), tmp_path)
 
 
 def test_the_newest_weights_are_of_the_run_that_improved_last(tmp_path: Path) -> None:
@@ -320,55 +349,6 @@ def test_the_newest_weights_are_of_the_run_that_improved_last(tmp_path: Path) ->
     assert newest_weights(tmp_path / "runs") == tmp_path / "runs" / "d0-3" / "best.pt"
 
 
-def test_a_json_line_holds_all_of_a_prediction() -> None:
-    one = prediction("folder/frame.png", 200)
-    line = one.to_json()
-    assert "\n" not in line
-    read = json.loads(line)
-    assert {name: read[name] for name in ("image", "width", "height")} == {
-        "image": "folder/frame.png",
-        "width": 120,
-        "height": 80,
-    }
-    rows = read["detections"]
-    assert_same(
-        one.detections,
-        Detections(
-            torch.tensor([row["box"] for row in rows]),
-            torch.tensor([row["score"] for row in rows]),
-            torch.tensor([row["label"] for row in rows]),
-        ),
-    )
-    assert [row["class"] for row in rows] == [CLASSES[row["label"]] for row in rows]
-    assert len(line) < 200 * 110  # no digits that a float32 does not have
-
-
-def result_of(detections: Detections, classes: tuple[str, ...] = CLASSES) -> Prediction:
-    """A prediction in a picture of 100x50."""
-    return Prediction(Path("a.png"), np.zeros((50, 100, 3), np.uint8), detections, classes)
-
-
-ONE = Detections(torch.tensor([[10.0, 5, 30, 45]]), torch.tensor([0.5]), torch.tensor([1]))
-
-
-def test_coco_results_have_sides_and_ids() -> None:
-    assert result_of(ONE).to_coco(7) == [{"image_id": 7, "category_id": 2, "bbox": [10, 5, 20, 40], "score": 0.5}]
-    assert result_of(ONE).to_coco(7, category_ids={"Pedestrian": 90})[0]["category_id"] == 90
-    assert result_of(found(0)).to_coco(7) == []
-
-
-def test_yolo_results_are_shares_of_the_picture() -> None:
-    assert result_of(ONE).to_yolo() == "1 0.2 0.5 0.2 0.8 0.5\n"
-    assert result_of(found(0)).to_yolo() == ""
-
-
-def test_a_prediction_says_what_it_holds() -> None:
-    one = result_of(ONE)
-    assert (len(one), one.names, one.labels.tolist()) == (1, ["Pedestrian"], [1])
-    assert one.draw().size == (100, 50)
-    assert np.asarray(one.draw()).any()
-
-
 def test_coco_results_of_a_folder(tmp_path: Path) -> None:
     made = [prediction("in/a.png", 2), prediction("in/b.jpg", 0), prediction("in/c.jpg", 1)]
     save_predictions(iter(made), tmp_path / "out", classes=CLASSES)
@@ -378,26 +358,14 @@ def test_coco_results_of_a_folder(tmp_path: Path) -> None:
     save_predictions(iter(made), tmp_path / "out", classes=CLASSES, **ids)
     expected = [*made[0].to_coco(30, **named), *made[2].to_coco(10, **named)]
     assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
-    with pytest.raises(InputError, match=r"in/b\.jpg: the annotations have no picture 'b\.jpg'"):
+    anyhow = {"category_ids": {"car": 3, "PEDESTRIAN": 1, "cat": 2}}
+    save_predictions(iter(made), tmp_path / "out", classes=CLASSES, **{**ids, **anyhow})
+    assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
+    with pytest.raises(InputError, match=r"in/b\.jpg: the annotations have no image 'b\.jpg'"):
         save_predictions(iter(made), tmp_path / "out", classes=CLASSES, image_ids={"a.png": 1})
-
-
-def test_a_kitti_result_reads_back(tmp_path: Path) -> None:
-    detections = found(500)
-    path = tmp_path / "000001.txt"
-    path.write_text(result_of(detections, ("Car", "traffic light")).to_kitti())
-    read = read_objects(path, scored=True)
-    assert read.types == [("Car", "traffic_light")[label] for label in detections.labels.tolist()]
-    assert read.scores is not None
-    np.testing.assert_array_equal(read.boxes.astype(np.float32), detections.boxes.numpy())
-    np.testing.assert_array_equal(read.scores.astype(np.float32), detections.scores.numpy())
-    assert result_of(found(0)).to_kitti() == ""
-
-
-def test_a_kitti_line_leaves_out_what_only_3d_detectors_know() -> None:
-    one = Detections(torch.tensor([[712.4, 143, 810.73, 307.92]]), torch.tensor([0.87]), torch.tensor([1]))
-    expected = "Pedestrian -1 -1 -10 712.4 143.0 810.73 307.92 -1 -1 -1 -1000 -1000 -1000 -10 0.87\n"
-    assert result_of(one).to_kitti() == expected
+    with pytest.raises(InputError, match="the annotations have no category 'Pedestrian'; they have Car, Van"):
+        save_predictions(iter(made), tmp_path / "new", classes=CLASSES, category_ids={"Car": 1, "Van": 2})
+    assert not (tmp_path / "new").exists()
 
 
 def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path) -> None:
@@ -411,25 +379,23 @@ def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path
     assert sorted(path.name for path in (out / "kitti").iterdir()) == ["a.txt", "b.txt"]
     assert (out / "kitti" / "a.txt").read_text() == made[0].to_kitti()
     assert (out / "kitti" / "b.txt").read_text() == ""
-    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
+    assert sorted(path.name for path in (out / "images").iterdir()) == ["a.jpg", "b.jpg"]
     boxes, scores, labels = made[0].detections
     expected = draw(made[0].image, boxes, labels, scores, classes=CLASSES)
-    with Image.open(out / "pictures" / "a.jpg") as picture:
-        assert np.abs(np.asarray(picture).astype(float) - expected).mean() < 5
+    with Image.open(out / "images" / "a.jpg") as image:
+        assert np.abs(np.asarray(image).astype(float) - expected).mean() < 5
     np.testing.assert_array_equal(made[0].image, before)
 
 
-def test_what_comes_before_a_broken_picture_is_saved_whole(
-    dataset: KittiDataset, weights: Weights, tmp_path: Path
-) -> None:
+def test_what_comes_before_a_broken_image_is_saved_whole(paths: list[Path], weights: Weights, tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
-    cut.write_bytes(dataset.paths[0].read_bytes()[:3000])
-    with pytest.raises(InputError, match=r"cut\.png: not a readable picture"):
-        save_predictions(predict([*dataset.paths[:3], cut], Detector(weights)), tmp_path / "out", classes=CLASSES)
+    cut.write_bytes(paths[0].read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
+        save_predictions(predict_images([*paths[:3], cut], Detector(weights)), tmp_path / "out", classes=CLASSES)
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
-    for path in dataset.paths[:3]:
+    for path in paths[:3]:
         assert (tmp_path / "out" / "kitti" / f"{path.stem}.txt").is_file()
-        assert read_image(tmp_path / "out" / "pictures" / f"{path.stem}.jpg").shape == (HEIGHT, WIDTH, 3)
+        assert read_image(tmp_path / "out" / "images" / f"{path.stem}.jpg").shape == (HEIGHT, WIDTH, 3)
 
 
 def test_what_cannot_be_saved_is_an_error_and_makes_room_for_the_next(
@@ -450,7 +416,7 @@ def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Pat
     kept.write_text("mine")
     save_predictions([prediction("c.png", 1)], tmp_path / "out", classes=CLASSES)
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert files == {"predictions.jsonl", "coco.json", "kitti/c.txt", "kitti/mine.txt", "yolo/c.txt", "pictures/c.jpg"}
+    assert files == {"predictions.jsonl", "coco.json", "kitti/c.txt", "kitti/mine.txt", "yolo/c.txt", "images/c.jpg"}
     assert kept.read_text() == "mine"
 
 
@@ -464,7 +430,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str) -> 
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("line", ["{", "3", '{"picture": "a.png"}', '{"image": 3}'])
+@pytest.mark.parametrize("line", ["{", "3", '{"file": "a.png"}', '{"image": 3}'])
 def test_lines_of_something_else_are_left_alone(tmp_path: Path, line: str) -> None:
     lines = tmp_path / "predictions.jsonl"
     lines.write_text(f"{prediction('a.png').to_json()}\n{line}\n")
@@ -482,19 +448,17 @@ def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None
     assert len((tmp_path / "kitti" / "a.txt").read_text().splitlines()) == 3
 
 
-def test_predicting_loads_nothing_that_it_does_not_need(
-    dataset: KittiDataset, weights: Weights, tmp_path: Path
-) -> None:
+def test_predicting_loads_nothing_that_it_does_not_need(paths: list[Path], weights: Weights, tmp_path: Path) -> None:
     params, buffers = weights.params, weights.buffers
     save_checkpoint(tmp_path / "best.pt", Checkpoint(weights.config, params, buffers, params, buffers, {}))
     code = f"""if True:
         import sys
         from tinydet.detector import load
-        from tinydet.predict import collect_pictures, predict, save_predictions
+        from tinydet.predict import collect_images, predict_images, save_predictions
 
         detector = load({str(tmp_path / "best.pt")!r})
-        pictures = collect_pictures([{str(dataset.paths[0])!r}])
-        save_predictions(predict(pictures, detector), {str(tmp_path / "out")!r}, classes=detector.classes)
+        images = collect_images([{str(paths[0])!r}])
+        save_predictions(predict_images(images, detector), {str(tmp_path / "out")!r}, classes=detector.classes)
         print([name for name in ("albumentations", "cv2", "click", "matplotlib", "scipy") if name in sys.modules])"""
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300)
     assert ran.stdout == "[]\n"

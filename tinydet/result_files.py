@@ -1,0 +1,107 @@
+"""Result files of any detector beside the annotations: their AP as the official tools print it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinydet.data.coco import parse_bbox, read_coco
+from tinydet.data.dataset import as_annotations
+from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_kitti, kitti_labels, read_kitti_objects
+from tinydet.errors import InputError
+from tinydet.evaluation import coco_numbers
+from tinydet.files import PathLike, read_json, short_path
+from tinydet.metrics.coco import CocoResult, CocoTruth
+from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
+from tinydet.ops.boxes import xyxy_to_xywh
+
+Evaluation = tuple[dict[str, Any], list[str]]  # numbers, and notes on the files, a sentence each
+
+
+def evaluate_files(
+    data: PathLike, predictions: PathLike, *, classes: Sequence[str] | None = None, split: str = "val"
+) -> Evaluation:
+    """Compute the AP of COCO results beside COCO annotations, or of a folder of KITTI result files beside labels.
+
+    The numbers are {"stats": COCO's twelve, "per_class_AP": by class name, or category id of COCO results}, fractions,
+    -1 where undefined; of KITTI also {"R40": {class: {level: percent}}, "R11": likewise, "n_gt": counts likewise}.
+    """
+    coco = [Path(path).suffix.lower() == ".json" for path in (data, predictions)]
+    if any(coco) != all(coco):
+        raise InputError(f"{data} and {predictions}: COCO results need a JSON file of annotations, and the reverse")
+    if not all(coco):
+        return _evaluate_kitti(Path(data), Path(predictions), classes=classes or KITTI_CLASSES, split=split)
+    if classes is not None:
+        raise InputError("classes: COCO results are evaluated for every category of the annotations")
+    return _evaluate_coco(data, predictions)
+
+
+def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
+    """Compute the AP of a file of COCO results."""
+    truth, content = read_coco(data), read_json(predictions)
+    if not isinstance(content, list):
+        raise InputError(f"{short_path(predictions)}: not COCO results; there must be a list of detections")
+    images, labels = ({i: n for n, i in enumerate(ids)} for ids in (truth.image_ids.tolist(), truth.categories))
+    rows = []
+    for n, one in enumerate(content):
+        where = f"{short_path(predictions)}: detection number {n}"
+        if not isinstance(one, dict):
+            raise InputError(f"{where} is not an object ({one!r})")
+        values: list[Any] = [one.get(key) for key in ("image_id", "category_id", "score")]
+        image, category, score = values
+        if type(image) not in (int, float) or image not in images:
+            raise InputError(f"{where}: image_id {image!r} is not among the annotated images")
+        if type(score) not in (int, float) or not math.isfinite(score):
+            raise InputError(f"{where}: score {score!r} is not a finite number")
+        box = parse_bbox(one.get("bbox"), where=where)
+        if type(category) in (int, float) and category in labels:
+            rows.append([images[image], labels[category], *box, score])
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    result = CocoResult(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
+    unknown = len(content) - len(rows)
+    note = f"{unknown} of {len(content)} detections are of categories that {short_path(data)} does not have"
+    numbers = coco_numbers(CocoTruth(*truth.annotations), result, classes=[*map(str, labels)])
+    return numbers, [note] if unknown else []
+
+
+def _evaluate_kitti(data: Path, predictions: Path, *, classes: Sequence[str], split: str) -> Evaluation:
+    """Compute the AP of a folder of KITTI result files."""
+    truths = _kitti_frames(data, classes=classes, split=split)
+    found = {path.stem: path for path in predictions.glob("*.txt")}
+    missing = [name for name in truths if name not in found]
+    if len(missing) == len(truths):
+        raise InputError(f"{predictions}: no result file for any of {len(truths)} frames, such as {missing[0]}.txt")
+    empty = KittiObjects([], np.zeros(0), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    results = [read_kitti_objects(found[name], scored=True) if name in found else empty for name in truths]
+    kitti_results = [KittiResult(one.types, one.boxes, np.asarray(one.scores)) for one in results]
+    kitti = kitti_ap([KittiTruth(*one[:4]) for one in truths.values()], kitti_results, classes=classes)
+
+    truth = CocoTruth(*as_annotations(*_end_to_end([*truths.values()], classes), classes=len(classes)))
+    images, labels, boxes = _end_to_end(results, classes)
+    keep, scores = labels >= 0, np.concatenate([one.scores for one in kitti_results])
+    result = CocoResult(images[keep], labels[keep], xyxy_to_xywh(torch.from_numpy(boxes[keep])).numpy(), scores[keep])
+    some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    note = f"{len(missing)} frames have no result file and count as frames without detections: {some}"
+    return {**kitti, **coco_numbers(truth, result, classes=classes)}, [note] if missing else []
+
+
+def _kitti_frames(data: Path, *, classes: Sequence[str], split: str) -> dict[str, KittiObjects]:
+    """Read the labels by name of a bare folder of label files, or of a split of a KITTI folder."""
+    try:
+        folder = find_kitti(data)
+    except InputError:
+        if files := sorted(data.glob("*.txt")):
+            return {file.stem: read_kitti_objects(file) for file in files}
+        raise
+    dataset = KittiDataset(folder, split, classes=classes)
+    return {name: dataset.objects(i) for i, name in enumerate(dataset.names.tolist())}
+
+
+def _end_to_end(frames: Sequence[KittiObjects], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join the objects of frames: rows of the frames int64[M], labels int64[M], boxes float64[M 4]."""
+    images = np.repeat(np.arange(len(frames)), [len(one.types) for one in frames])
+    labels = kitti_labels([kind for one in frames for kind in one.types], classes)
+    return images, labels, np.concatenate([one.boxes for one in frames])
