@@ -1,4 +1,4 @@
-"""Every figure is drawn whole, from one epoch or hundreds, of one class or twenty, and touches nothing else."""
+"""Figures have the numbers of their history: of one epoch or hundreds, of one class or twenty."""
 
 import copy
 import math
@@ -6,68 +6,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from tinydet.score import PrCurve
+from tinydet.evaluation import PrCurve
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from tests.run_rows import metrics_history as history
+from tests.run_rows import metrics_row as row
 from tinydet import plots
-
-
-def row(epoch: int, moderate: dict[str, float], *, loss: float = 0.5, seconds: float = 60.0) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    ap = {name: {"easy": 1.2 * value, "moderate": value, "hard": 0.8 * value} for name, value in moderate.items()}
-    losses = {"total": loss, "classification": loss / 2, "box": loss / 100}
-    return {
-        "epoch": epoch,
-        "step": 10 * epoch,
-        "lr": 1e-3,
-        "train": losses,
-        "val": losses,
-        "R40": ap,
-        "R11": ap,
-        "metric": "Moderate R40",
-        "ap": float(np.mean([*moderate.values()])),
-        "ap_by_class": moderate,
-        "train_seconds": seconds,
-        "val_seconds": 0.0,
-    }
-
-
-def history(epochs: int, classes: int) -> list[dict[str, Any]]:
-    """A run that rises and then stays."""
-    return [
-        row(epoch, {f"class {k}": 80 * (1 - math.exp(-epoch / (k + 1))) for k in range(classes)}, loss=1 + 1 / epoch)
-        for epoch in range(1, epochs + 1)
-    ]
-
-
-def curve(best: float, count: int = 100) -> PrCurve:
-    """A curve that falls from a precision."""
-    return PrCurve(50 * best, count, np.linspace(best, 0, 41))
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved since."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def spy(figure: Figure, *args: Any, **settings: Any) -> None:
-        saved.append(figure)
-        save(figure, *args, **settings)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    return saved
 
 
 def points(line: Any) -> tuple[list[float], list[float]]:
@@ -82,95 +36,110 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text not in ticks and text.get_text()]
 
 
-@pytest.mark.parametrize("draw", [plots.loss_curves, plots.ap_curves])
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("plot", [plots.loss_curves, plots.ap_curves])
 @pytest.mark.parametrize(("epochs", "classes"), [(1, 1), (12, 3), (300, 20)])
-def test_a_history_of_any_length_is_drawn_and_stays_as_it_was(
-    tmp_path: Path, draw: Callable[..., None], epochs: int, classes: int
+def test_history_of_any_length_is_plotted(
+    tmp_path: Path, plot: Callable[..., Figure], epochs: int, classes: int
 ) -> None:
     rows = history(epochs, classes)
     before = copy.deepcopy(rows)
-    draw(rows, tmp_path / "picture.png")
+    plots.save_figure(plot(rows), tmp_path / "curves.png")
     assert rows == before
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert min(picture.size) > 500
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    with Image.open(tmp_path / "curves.png") as image:
+        assert min(image.size) > 500
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
-def test_losses_are_those_of_both_parts_and_the_rate_below(tmp_path: Path, figures: list[Figure]) -> None:
-    rows = history(4, 2)
-    for i, one in enumerate(rows):
-        one["val"] = {"total": [4.0, 2.0, 1.0, 3.0][i]}
-    plots.loss_curves(rows, tmp_path / "losses.png")
-    top, bottom = figures[0].axes
+def test_loss_curves_are_of_both_splits_with_the_learning_rate_below() -> None:
+    rows = [one | {"val": {"total": loss}} for one, loss in zip(history(4, 2), (4.0, 2.0, 1.0, 3.0), strict=True)]
+    figure = plots.loss_curves(rows)
+    top, bottom = figure.axes
     lines = [points(line)[1] for line in top.lines]
     assert [one["train"]["total"] for one in rows] in lines
     assert [4.0, 2.0, 1.0, 3.0] in lines
     assert [1e-3] * 4 in [points(line)[1] for line in bottom.lines]
-    assert {"total loss", "learning rate", "epoch", "training 1.250", "validation 3.000"} <= set(texts(figures[0]))
+    assert {"total loss", "learning rate", "training: 1.250", "validation: 3.000"} <= set(texts(figure))
+    assert texts(figure).count("epoch") == 1
 
 
 @pytest.mark.parametrize(
     ("means", "losses", "best"),
     [((1, 3, 2), (1, 1, 1), 2), ((1, 3, 3), (1, 1, 1), 2), ((1, 3, 3), (1, 1, 0.5), 3), ((0, 0, 0), (3, 1, 2), 2)],
 )
-def test_the_best_epoch_is_the_one_that_is_kept(
-    tmp_path: Path, figures: list[Figure], means: tuple[float, ...], losses: tuple[float, ...], best: int
-) -> None:
+def test_best_epoch_is_marked(means: tuple[float, ...], losses: tuple[float, ...], best: int) -> None:
     rows = [row(i + 1, {"Car": mean}, loss=loss) for i, (mean, loss) in enumerate(zip(means, losses, strict=True))]
-    plots.loss_curves(rows, tmp_path / "losses.png")
-    plots.ap_curves(rows, tmp_path / "ap.png")
-    for figure in figures:
+    for figure in (plots.loss_curves(rows), plots.ap_curves(rows)):
         assert f"best: epoch {best}" in texts(figure)
         for axes in figure.axes:
             assert [best, best] in [points(line)[0] for line in axes.lines]
 
 
-@pytest.mark.parametrize(("classes", "lines"), [(1, 3), (3, 10), (20, 21)])
-def test_ap_has_a_line_for_each_class_and_difficulty_and_the_mean(
-    tmp_path: Path, figures: list[Figure], classes: int, lines: int
-) -> None:
+@pytest.mark.parametrize(("classes", "lines"), [(1, 3), (3, 10), (12, 13), (20, 21)])
+def test_ap_has_a_line_for_each_class_and_difficulty_and_the_mean(classes: int, lines: int) -> None:
     rows = history(5, classes)
-    plots.ap_curves(rows, tmp_path / "ap.png")
-    drawn = [y for y in (points(line)[1] for line in figures[0].axes[0].lines) if len(y) == 5]
+    figure = plots.ap_curves(rows)
+    drawn = {tuple(y): line for line in figure.axes[0].lines if len(y := points(line)[1]) == 5}
     assert len(drawn) == lines
-    for name in rows[0]["R40"]:
-        assert [one["R40"][name]["moderate"] for one in rows] in drawn
-        assert f"{name} {rows[-1]['R40'][name]['moderate']:.1f}" in texts(figures[0])
-    assert ([one["ap"] for one in rows] in drawn[3:]) == (classes > 1)
-    styles = {(line.get_color(), line.get_marker()) for line in figures[0].axes[0].lines if line.get_marker() != ""}
-    assert len({style for style in styles if style[1] not in ("None", "")}) == classes  # told apart without colour too
+    ap = {name: [one["ap_by_class"][name] for one in rows] for name in rows[0]["ap_by_class"]}
+    named = [text for name in ap if (text := f"{name}: {ap[name][-1]:.1f}") in texts(figure)]
+    assert len(named) == min(classes, 12)
+    assert ("8 other classes" in texts(figure)) == (classes == 20)
+    assert tuple(one["ap"] for one in rows) in drawn
+    of_classes = [drawn[tuple(values)] for values in ap.values()]
+    styles = {(line.get_color(), line.get_marker()) for line in of_classes if line.get_marker() not in ("", "None")}
+    assert len(styles) == min(classes, 12)  # told apart without colour too
+    ranked = [float(text.split(": ")[1]) for text in legend(figure) if text.startswith("class")]
+    assert ranked == sorted(ranked, reverse=True)
 
 
-def test_ap_of_other_data_than_kitti_has_a_line_for_each_class(tmp_path: Path, figures: list[Figure]) -> None:
-    rows = [{k: v for k, v in one.items() if k not in ("R40", "R11")} for one in history(5, 2)]
-    plots.ap_curves(rows, tmp_path / "ap.png")
-    drawn = [y for y in (points(line)[1] for line in figures[0].axes[0].lines) if len(y) == 5]
+def test_undefined_ap_is_a_gap() -> None:
+    rows = [row(1, {"Car": 1.0, "Tram": None}), row(2, {"Car": 2.0, "Tram": 5.0}), row(3, {"Car": 3.0, "Tram": None})]
+    figure = plots.ap_curves(rows)
+    drawn = [points(line)[1] for line in figure.axes[0].lines]
+    assert any(math.isnan(y[0]) and y[1] == 5 and math.isnan(y[2]) for y in drawn if len(y) == 3)
+    assert {"Car: 3.0", "Tram: -"} <= set(texts(figure))
+
+
+def test_ap_of_coco_data_has_no_difficulties() -> None:
+    rows = [{key: value for key, value in one.items() if key != "KITTI"} for one in history(5, 2)]
+    figure = plots.ap_curves([one | {"metric": "COCO AP"} for one in rows])
+    drawn = [y for y in (points(line)[1] for line in figure.axes[0].lines) if len(y) == 5]
     expected = [[one["ap_by_class"][f"class {k}"] for one in rows] for k in range(2)]
-    assert drawn == [*expected, [one["ap"] for one in rows]]
-    assert "COCO AP, %" in texts(figures[0])
+    assert drawn == [[one["ap"] for one in rows], *expected]
+    assert "COCO AP, %" in texts(figure)
+    assert "easy" not in texts(figure)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 20])
-def test_precision_is_drawn_in_a_panel_for_each_class(tmp_path: Path, figures: list[Figure], classes: int) -> None:
-    levels = {"easy": curve(1.0), "moderate": curve(0.5, 41), "hard": curve(0.25, 1)}
-    plots.precision_recall({f"class {k}": levels for k in range(classes)}, tmp_path / "curves.png")
-    shown = [axes for axes in figures[0].axes if axes.axison]
+def test_precision_is_plotted_in_a_panel_for_each_class(classes: int) -> None:
+    falling = np.linspace(1, 0, 41)
+    levels = {
+        "easy": PrCurve(50, 100, falling),
+        "moderate": PrCurve(25, 41, falling / 2),
+        "hard": PrCurve(9, 1, falling),
+    }
+    figure = plots.precision_recall({f"class {k}": levels for k in range(classes)})
+    shown = [axes for axes in figure.axes if axes.axison]
     assert len(shown) == classes
     for axes in shown:
         x, y = points(axes.lines[1])
         np.testing.assert_allclose(x, np.arange(41) * 2.5)
-        np.testing.assert_allclose(y, 100 * levels["moderate"].precision)
+        np.testing.assert_allclose(y, 50 * falling)
         assert axes.lines[1].get_drawstyle() == "steps-pre"  # or the area would not be the AP
-    words = texts(figures[0])
-    assert {"class 0, AP", "moderate 25.0, 41 objects", "hard 12.5, 1 object", "recall, %"} <= set(words)
+    expected = {"class 0, AP", "moderate: 25.0, 41 objects", "hard: 9.0, 1 object", "recall, %", "precision, %"}
+    assert expected <= set(texts(figure))
 
 
-def test_runs_are_compared_by_epoch_and_by_minute(tmp_path: Path, figures: list[Figure]) -> None:
+def test_runs_are_compared_by_epoch_and_by_minute() -> None:
     quick = [row(i + 1, {"Car": ap}, seconds=30) for i, ap in enumerate((10, 30, 20))]
     slow = [row(i + 1, {"Car": ap}, seconds=120) for i, ap in enumerate((20, 40))]
-    plots.score_curves({"quick": quick, "slow": slow}, tmp_path / "scores.png")
-    by_epoch, by_minute = ([points(line) for line in axes.lines] for axes in figures[0].axes)
+    figure = plots.score_curves({"quick": quick, "_slow": slow})
+    by_epoch, by_minute = ([points(line) for line in axes.lines] for axes in figure.axes)
     for x, y, lines in (
         ([1, 2, 3], [10, 30, 20], by_epoch),
         ([0.5, 1, 1.5], [10, 30, 20], by_minute),
@@ -178,56 +147,40 @@ def test_runs_are_compared_by_epoch_and_by_minute(tmp_path: Path, figures: list[
         ([1], [30], by_minute),  # the ring
     ):
         assert (x, y) in lines
-    names = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert names == ["slow: best 40.0 after epoch 2", "quick: best 30.0 after epoch 2"]
+    assert legend(figure) == ["_slow: best 40.0 after epoch 2", "quick: best 30.0 after epoch 2"]
 
 
-def test_many_runs_with_long_names_fit(tmp_path: Path, figures: list[Figure]) -> None:
-    plots.score_curves({f"{'a long name of a run' * 3} {i}": history(1 + i, 1) for i in range(12)}, tmp_path / "a.png")
-    assert all(axes.get_window_extent().height > 250 for axes in figures[0].axes)
+def test_many_runs_with_long_names_fit(tmp_path: Path) -> None:
+    figure = plots.score_curves({f"{'a long name of a run' * 3} {i}": history(1 + i, 1) for i in range(12)})
+    plots.save_figure(figure, tmp_path / "a.png")
+    assert all(axes.get_window_extent().height > 250 for axes in figure.axes)
 
 
-def test_what_is_not_whole_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "losses.png"
-    plots.loss_curves(history(1, 1), path)
-    before = path.read_bytes()
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    rows = [row(1, {"$1_$": 1.0, "_$^": 2.0}), row(2, {"$1_$": 2.0, "_$^": 1.0})]
+    curves = plots.precision_recall({"$1_$": {"IoU 0.5": PrCurve(50, 9, np.linspace(1, 0, 101))}})
+    for figure, said in (
+        (plots.ap_curves(rows), {"$1_$: 2.0", "_$^: 1.0"}),
+        (plots.score_curves({"$_$": rows}), {"$_$: best 1.5 after epoch 1"}),
+        (curves, {"$1_$, AP"}),
+    ):
+        assert said <= set(texts(figure))
+        plots.save_figure(figure, tmp_path / "a.svg")  # matplotlib would parse these as formulas, and fail
 
-    def full(figure: Figure, file: IO[bytes], **_: Any) -> None:
-        file.write(b"half")
-        raise OSError("no space left")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+def test_interrupted_figure_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", Mock(side_effect=OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
-        plots.loss_curves(history(2, 1), path)
-    assert path.read_bytes() == before
+        plots.save_figure(plots.loss_curves(history(1, 1)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
-def test_drawing_needs_no_window_and_leaves_no_state(tmp_path: Path) -> None:
+def test_plots_need_no_window_and_leave_no_state() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.ap_curves(history(2, 2), tmp_path / "ap.png")
+    plots.ap_curves(history(2, 2))
     assert dict(matplotlib.rcParams) == before
     code = "import sys, tinydet.plots; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=25), st.floats(0.001, 0.3))
-@example([0.5, 0.5, 0.5], 0.1)
-@example([0.0, 1.0], 0.1)
-def test_labels_are_apart_in_their_order_and_within_bounds(values: list[float], gap: float) -> None:
-    before = list(values)
-    moved = plots.spread(values, gap=gap, low=0.0, high=1.0)
-    assert values == before
-    order = np.argsort(values, kind="stable")
-    room = min(gap, 1 / max(1, len(values) - 1))
-    assert (np.diff(moved[order]) >= room - 1e-9).all()
-    assert moved.min() >= -1e-9
-    assert moved.max() <= 1 + 1e-9
-
-
-def test_labels_move_no_further_than_they_must() -> None:
-    np.testing.assert_allclose(plots.spread([0.2, 0.5, 0.8], gap=0.1, low=0, high=1), [0.2, 0.5, 0.8])
-    np.testing.assert_allclose(plots.spread([0.5, 0.5, 0.9], gap=0.1, low=0, high=1), [0.45, 0.55, 0.9])
-    np.testing.assert_allclose(plots.spread([1.0, 0.98], gap=0.1, low=0, high=1), [1.0, 0.9])

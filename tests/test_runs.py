@@ -1,4 +1,4 @@
-"""What runs/ holds is listed whole, and two runs are compared by what they did and by what they were told."""
+"""All of runs/ is listed, and two runs are compared by their scores and their settings."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinydet.errors import InputError
-from tinydet.runs import Comparison, Run, compare, comparison, list_runs, read_run, runs_table
+from tinydet.runs import MAX_EPOCHS, Comparison, Run, compare, comparison, list_runs, read_run, runs_table
 
 SETTINGS = {"data": "kitti", "model": None, "image_size": None, "weights": "auto", "epochs": 9, "lr": None, "clip": 9.5}
 MODEL = {"name": "lite0", "classes": ["Car", "Tram"], "image_size": [256, 896], "mean": [127 / 255]}
@@ -41,7 +41,9 @@ def write_run(
 
 def test_a_run_is_read(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a", lr=0.1)
-    assert read_run(str(path)) == Run(path, SETTINGS | {"lr": 0.1}, MODEL, "a.pth", ROWS)
+    run = read_run(str(path))
+    assert run == Run(path, SETTINGS | {"lr": 0.1}, MODEL, "a.pth", ROWS)
+    assert run.minutes == 4
 
 
 @pytest.mark.parametrize(
@@ -51,13 +53,13 @@ def test_a_run_is_read(tmp_path: Path) -> None:
         ("metrics.jsonl", None, ": no epoch is done; metrics.jsonl is missing"),
         ("metrics.jsonl", b"", "/metrics.jsonl: empty, no epoch is done"),
         ("config.json", b'{\n"settings": oh\n}', "/config.json:2: not JSON (Expecting value, character 13)"),
-        ("config.json", b'{"\xff": 1}', "/config.json:1: not UTF-8 (invalid start byte)"),
+        ("config.json", b'{"\xff": 1}', "/config.json: not a text file"),
         ("config.json", b'{"settings": {"data": "x"}}', "/config.json: not the config of a run (KeyError('model'))"),
         ("config.json", b"[]", "/config.json: not the config of a run (TypeError("),
         ("config.json", b'{"settings": "ab"}', "/config.json: not the config of a run (ValueError("),
     ],
 )
-def test_what_is_wrong_with_a_folder(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
+def test_broken_folder_is_named(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
     path = write_run(tmp_path / "a")
     if content is None:
         (path / file).unlink()
@@ -65,7 +67,9 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path, file: str, content: bytes |
         (path / file).write_bytes(content)
     with pytest.raises(InputError) as error:
         read_run(path)
-    assert str(error.value).startswith(f"{path}{said}")
+    # The folder is named by two of its parts, a file in it by its folder and its own name.
+    where = "a" if said.startswith("/") else "/".join(path.parts[-2:])
+    assert str(error.value).startswith(f"{where}{said}")
 
 
 @pytest.mark.parametrize(
@@ -86,15 +90,20 @@ def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: st
     (path / "metrics.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError) as error:
         read_run(path)
-    assert str(error.value).startswith(f"{path}/metrics.jsonl:3: {said}")
+    assert str(error.value).startswith(f"a/metrics.jsonl:3: {said}")
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_folders_without_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x: not the folder of a run; there is no such folder$"):
         read_run(tmp_path / "x")
+    with pytest.raises(InputError, match="is missing"):
+        compare(write_run(tmp_path / "runs" / "a"), tmp_path)
     with pytest.raises(InputError, match=r"x: no such folder$"):
         list_runs(tmp_path / "x")
+    (tmp_path / "none").mkdir()
+    assert list_runs(tmp_path / "none") == []
+    assert len(runs_table([]).splitlines()) == 1
 
 
 @pytest.fixture
@@ -116,25 +125,15 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_runs_are_listed_newest_first_and_none_is_left_out(runs: Path) -> None:
-    found = list_runs(runs)
-    assert [run.name for run in found] == ["good-2", "empty", "begun", "broken", "good-1"]
-    assert [run.changed for run in found] == [18000, 14400, 10800, 7200, 3600]
-    assert [run.wrong for run in found if run.wrong] == [
+    entries = list_runs(runs)
+    assert [entry.name for entry in entries] == ["good-2", "empty", "begun", "broken", "good-1"]
+    assert [entry.changed for entry in entries] == [18000, 14400, 10800, 7200, 3600]
+    assert [entry.run for entry in entries if isinstance(entry.run, str)] == [
         "not the folder of a run; config.json is missing",
         "no epoch is done; metrics.jsonl is missing",
-        "metrics.jsonl:5: not JSON (Expecting property name enclosed in double quotes, character 2)",
+        "broken/metrics.jsonl:5: not JSON (Expecting property name enclosed in double quotes, character 2)",
     ]
-
-
-def test_a_run_in_short(runs: Path) -> None:
-    newest, *_, oldest = list_runs(runs)
-    # Epoch 3 is as good as 4, with the lower loss.
-    short = {"model": "d0", "done": 4, "asked": "4", "best_epoch": 3, "ap": 30.0, "minutes": 4.0, "data": "kitti"}
-    rest = {"name": "good-1", "changed": 3600.0, "wrong": "", "metric": "Moderate R40"} | {
-        "by_class": {"Car": 40.0, "Tram": 20.0}
-    }
-    assert oldest._asdict() == short | rest
-    assert (newest.done, newest.asked, newest.data) == (1, "30 min", "/data/kitti")
+    assert entries[0].run == read_run(runs / "good-2")
 
 
 def test_the_table_holds_every_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,63 +141,42 @@ def test_the_table_holds_every_run(runs: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("TZ", "UTC")
         time.tzset()
     head, *lines = runs_table(list_runs(runs)).splitlines()
-    assert head.split() == ["run", "changed", "model", "epochs", "best", "mean", "Car", "Tram", "of", "minutes", "data"]
+    assert " ".join(head.split()) == "run changed model epochs best mean Car Tram metric minutes data"
     assert [line.split("  ")[0] for line in lines] == ["good-2", "empty", "begun", "broken", "good-1"]
-    assert lines[4].split() == [
-        "good-1",
-        "1970-01-01",
-        "01:00",
-        "d0",
-        "4/4",
-        "3",
-        "30.0",
-        "40.0",
-        "20.0",
-        "Moderate",
-        "R40",
-        "4",
-        "kitti",
-    ]
-    assert lines[3].startswith("broken  1970-01-01 02:00  metrics.jsonl:5: not JSON (")
+    assert " ".join(lines[4].split()) == "good-1 1970-01-01 01:00 d0 4/4 3 30.0 40.0 20.0 Moderate R40 4 kitti"
+    assert lines[3].startswith("broken  1970-01-01 02:00  broken/metrics.jsonl:5: not JSON (")
     for word, cell in (("mean", "30.0"), ("Tram", "20.0")):
         assert head.index(word) + len(word) == lines[4].index(cell) + 4
 
 
-def test_classes_of_other_runs_are_blank(runs: Path) -> None:
+def with_classes(entry: Any, **ap: float | None) -> Any:
+    rows = [one | {"ap_by_class": ap} for one in entry.run.rows]
+    return entry._replace(run=entry.run._replace(rows=rows))
+
+
+def test_classes_of_other_runs_and_undefined_ap_are_a_dash(runs: Path) -> None:
     ours = list_runs(runs)[0]
-    lines = runs_table([ours, ours._replace(by_class={"Van": 9.0})]).splitlines()
+    lines = runs_table([ours, with_classes(ours, Van=9.0, Tram=None)]).splitlines()
     assert lines[0].split()[6:9] == ["Car", "Tram", "Van"]
     assert [line.split()[8:11] for line in lines[1:]] == [["0.5", "0.2", "-"], ["-", "-", "9.0"]]
 
 
 def test_many_classes_have_no_columns(runs: Path) -> None:
-    ours = list_runs(runs)[0]
-    text = runs_table([ours._replace(by_class={f"class{i}": 1.0 for i in range(90)})])
+    text = runs_table([with_classes(list_runs(runs)[0], **{f"class{i}": 1.0 for i in range(90)})])
     assert "class" not in text
     assert max(map(len, text.splitlines())) < 100
 
 
-def test_no_runs_are_an_empty_table(tmp_path: Path) -> None:
-    assert list_runs(tmp_path) == []
-    assert len(runs_table([]).splitlines()) == 1
-
-
-def test_rows_stand_side_by_side(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a", ROWS[:2]), write_run(tmp_path / "b", ROWS[1:])
-    compared = compare(a, str(b))
-    assert (compared.a, compared.b) == (read_run(a), read_run(b))
-    assert compared.epochs == {1: (ROWS[0], None), 2: (ROWS[1],) * 2, 3: (None, ROWS[2]), 4: (None, ROWS[3])}
-    assert compared.settings == {}
-
-
-def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
+def test_settings_that_differ_are_named_with_both_values(tmp_path: Path) -> None:
     only_a: dict[str, Any] = {"lr": 0.1, "out": "x", "command": "tinydet train", "amp": "bf16", "minutes": None}
     a = write_run(tmp_path / "a", weights="imagenet.pth", **only_a)
     b = write_run(tmp_path / "b", data="street", model={"name": "d0", "image_size": [512, 512]}, clip=1.0)
-    assert compare(a, b).settings == {
+    compared = compare(a, str(b))
+    assert (compared.a, compared.b) == (read_run(a), read_run(b))
+    assert compared.differences == {
         "data": ("kitti", "street"),
         "model": ("lite0", "d0"),
-        "image_size": ([256, 896], [512, 512]),  # what the settings' None came to
+        "image_size": ([256, 896], [512, 512]),  # as resolved from the settings' None
         "weights": ("imagenet.pth", "a.pth"),
         "lr": (0.1, None),
         "clip": (9.5, 1.0),
@@ -206,24 +184,19 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_that_is_no_run_cannot_be_compared(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is missing"):
-        compare(write_run(tmp_path / "a"), tmp_path)
-
-
 def test_a_comparison_as_text(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", lr=0.1, class_map=[["Tram", "bus"]])
     b = write_run(tmp_path / "b", ROWS[:2], image_size=[256, 896], data="/very/long" * 20, class_map=[])
     text = comparison(compare(a, b))
     lines = text.splitlines()
-    paths = [f"A ⠒⠒⠒⠒ {a}", f"B ⠂ ⠂  {b}"]
-    assert [line for line in lines if line in paths] == paths
-    assert max(len(line) for line in lines if line not in paths) <= 80
-    results = {line[:14].strip(): line[14:].split() for line in lines if line[:1].isalpha()}
+    assert lines[:4] == [f"A  {a}", f"B  {b}", "", "mean Moderate R40, %"]
+    assert max(len(line) for line in lines[2:]) <= 80
+    by_epoch = [["epoch", "A", "B"], ["1", "0.4", "0.4"], ["2", "15.0", "15.0"], ["4", "30.0", "-"]]
+    assert [line.split() for line in lines[4:8]] == by_epoch
+    results = {line[:12].strip(): line[12:].split() for line in lines[8:] if line[:1].isalpha()}
     assert results["best epoch"] == ["3", "of", "4", "2", "of", "2"]
     assert results["Car"] == ["40.0", "20.0"]
     assert results["mean"] == ["30.0", "15.0"]
-    assert results["mean, epoch 2"] == ["15.0", "15.0"]
     assert results["val loss"] == ["0.500", "0.750"]
     assert results["minutes"] == ["4", "2"]
     start = next(i for i, line in enumerate(lines) if line.startswith("setting"))
@@ -241,71 +214,26 @@ def test_runs_of_other_classes_and_no_common_epoch(tmp_path: Path) -> None:
     cells = [line.split() for line in text.splitlines()]
     assert ["Car", "0.5", "-"] in cells
     assert ["Van", "-", "2.0"] in cells
-    assert "mean, epoch" not in text
+    assert [line.split() for line in text.splitlines()[5:7]] == [["1", "0.4", "-"], ["4", "-", "30.0"]]
     assert text.endswith("\n\nno setting differs")
 
 
-def chart(a: Sequence[float], b: Sequence[float]) -> list[str]:
-    """The lines between head and legend of a comparison of runs with such scores."""
-    ours, theirs = (
-        Run(Path(name), {}, MODEL, "", [row(i, value, value) for i, value in enumerate(values, start=1)])
-        for name, values in (("a", a), ("b", b))
+def test_some_evenly_spaced_epochs_of_long_runs_are_compared(tmp_path: Path) -> None:
+    a, b = (
+        write_run(tmp_path / n, [row(e, e, e) for e in range(1, count + 1)]) for n, count in (("a", 300), ("b", 90))
     )
-    _, *lines = comparison(Comparison(ours, theirs, {}, {})).splitlines()
-    return lines[: lines.index("A ⠒⠒⠒⠒ a")]
-
-
-def dots(line: str) -> int:
-    return sum(bin(ord(sign) - 0x2800).count("1") for sign in line if "⠀" <= sign <= "⣿")
-
-
-@given(*[st.lists(st.floats(0, 100), min_size=1, max_size=300)] * 2)
-def test_any_two_runs_fit_the_terminal(a: list[float], b: list[float]) -> None:
-    lines = chart(a, b)
-    assert max(map(len, lines)) <= 80
-    assert len({line.index(next(sign for sign in line if sign in "│┤└")) for line in lines[:-1]}) == 1
-    assert "".join(lines).count("A") == "".join(lines).count("B") == 1
-    assert lines[-1].split()[0] == "1"
-    assert str(max(len(a), len(b))) in lines[-1]
-    labels = [line.split("┤")[0].strip() for line in lines[:-2] if "┤" in line]
-    assert 3 <= len(labels) <= 8
-    assert all(len(label) <= 5 for label in labels)
-    ticks = [float(label) for label in labels]
-    assert len({round(high - low, 6) for high, low in pairwise(ticks)}) == 1
-    assert ticks[-1] <= min(a + b) + 1e-6
-    assert max(a + b) <= ticks[0] + 1e-6
-
-
-def test_the_better_run_ends_higher_and_the_longer_further_right() -> None:
-    lines = chart([0, 10, 20], [0, 20, 30, 40, 50])
-    (a,), (b,) = ([(i, line.index(name)) for i, line in enumerate(lines) if name in line] for name in "AB")
-    assert a[0] > b[0]
-    assert a[1] < b[1]
-    assert b == (0, max(map(len, lines[:-2])) - 1)
-
-
-@pytest.mark.parametrize(("a", "b", "ratio"), [(10, 20, 4.0), (20, 10, 0.25)])
-def test_a_line_is_solid_and_the_other_dotted(a: float, b: float, ratio: float) -> None:
-    upper, lower = (count for line in chart([a, a], [b, b])[:-2] if (count := dots(line)))
-    assert lower / upper == pytest.approx(ratio, rel=0.1)
-
-
-@pytest.mark.parametrize(("a", "b", "rows"), [(0.4, 0.1, 2), (0.0, 0.0, 1), (100.0, 100.0, 1)])
-def test_one_epoch_is_two_points(a: float, b: float, rows: int) -> None:
-    lines = chart([a], [b])
-    assert sum("A" in line or "B" in line for line in lines) == rows
-    assert sum(map(dots, lines[:-2])) == rows
-    assert lines[-1].split() == ["1", "(epoch)"]
-
-
-def test_equal_runs_end_side_by_side() -> None:
-    assert sum("AB" in line for line in chart([1, 2], [1, 2])) == 1
+    *both, last = (line.split() for line in comparison(compare(a, b)).splitlines()[5 : 5 + MAX_EPOCHS + 1])
+    epochs = [int(cells[0]) for cells in both]
+    assert (epochs[0], epochs[-1]) == (1, 90)
+    assert {high - low for low, high in pairwise(epochs)} <= {12, 13}
+    assert both[0] == ["1", "1.0", "1.0"]
+    assert last == ["300", "300.0", "-"]
 
 
 @given(st.text("ab", min_size=1, max_size=60), st.text("ab", min_size=1, max_size=60))
 def test_values_are_cut_where_they_still_differ(one: str, other: str) -> None:
     run = Run(Path("a"), {}, MODEL, "", ROWS)
-    _, a, b = comparison(Comparison(run, run, {}, {"weights": (one, other)})).splitlines()[-1].split()
+    _, a, b = comparison(Comparison(run, run, {"weights": (one, other)})).splitlines()[-1].split()
     assert (a == b) == (one == other)
     if max(len(one), len(other)) <= 34:
         assert (a, b) == (one, other)

@@ -1,220 +1,161 @@
-"""Check: what a data set holds, how well a model can reach it, and what is wrong with it."""
+"""Check a data set: its contents, its anchor recall, its problems."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakage
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.example import read_image, resample
-from tinydet.data.opened import open_dataset
-from tinydet.data.suspicious import doubles, tiny, twins
-from tinydet.draw import draw
-from tinydet.errors import InputError, attempt
+from tinydet.data.open import open_dataset
+from tinydet.draw import JPEG, count_text, draw, spread_rows
+from tinydet.errors import InputError, try_call
+from tinydet.html import data_uri, render
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig
-from tinydet.page import gallery, items, page, paragraph, section, table
-from tinydet.training.fit import SIZES, Reach, alternatives, best_input, reach
+from tinydet.training.autosize import AnchorRecall, anchor_recall, best_input, compare_inputs
+from tinydet.training.settings import TrainSettings
+from tinydet.training.start import resolve_config
 
-MOST_CLASSES = 6  # that have columns of their own
-THREADS = 4  # that read pictures
-COUNT, WIDTH = 12, 900  # of the pictures of a split that the page shows; their width, in pixels
+MAX_CLASS_COLUMNS = 6  # of a table
+THREADS = 4  # that read images
+PAGE_IMAGES, PAGE_WIDTH = 12, 600  # images of each split on the page; their width at most, in pixels
 
 
 class Problem(NamedTuple):
     """Something that is wrong with a data set."""
 
-    level: str
-    """"error": training would stop at it, or lose it; "warning": it may be meant."""
+    level: str  # "error": training would stop at it, or lose it; "warning": it may be meant
     text: str
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """What a split holds."""
 
     dataset: DetectionDataset
-    ignored: int
-    """Regions that are left alone."""
-    empty: int
-    """Pictures without objects."""
-    sides: dict[str, tuple[float, float, float]]
-    """Of the objects of each class, the 10th, 50th and 90th percentile of the root of their area, in input pixels."""
+    images: int
+    images_without_objects: int
+    ignore_regions: int
+    objects: dict[str, int]  # by class
+    object_sizes: dict[str, list[float]]  # by class: 10th, 50th, 90th percentile of the root of the area, input pixels
 
 
 class Check(NamedTuple):
     """What a data set holds, and what is wrong with it."""
 
     data: str
-    parts: dict[str, Part]
-    """By split, train and val."""
-    now: Reach
-    """Of the training objects, by the input and the anchors that training would have."""
-    others: list[Reach]
-    """By other inputs, each with the anchor scale that reaches most."""
-    best: Reach
-    """The one of these to take."""
+    splits: dict[str, Split]  # by name: train and val
+    anchor_recall: AnchorRecall  # of the training objects, with the input and anchors that training would have
+    inputs: list[AnchorRecall]  # with other inputs, each at its best anchor scale
+    best: AnchorRecall  # the one of these to take
     problems: list[Problem]
 
 
-def check(
-    data: str | PathLike[str],
-    *,
-    val: str | PathLike[str] | None = None,
-    classes: Sequence[str] | None = None,
-    fit: Callable[[DetectionDataset], ModelConfig],
-    seed: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+def check_data(
+    settings: TrainSettings, *, base: ModelConfig, progress: Callable[[int, int | None], None] | None = None
 ) -> Check:
-    """Read all of a data set, its pictures too, and go on over what is wrong.
+    """Read all of a data set, images too, and collect what is wrong; an InputError where nothing is left to check."""
+    errors: list[InputError] = []
+    splits = ("train", "val") if settings.val is None else ("all", "all")
+    try:
+        train_set = open_dataset(settings.data, splits[0], classes=settings.classes, on_error=errors.append)
+    except InputError as error:  # of which the others may be the reason
+        raise InputError("\n".join(dict.fromkeys(map(str, [*errors, error])))) from None
+    config = resolve_config(settings, train_set, base=base)
+    options = {"classes": train_set.classes, "on_error": errors.append}
+    val_set = try_call(errors.append, open_dataset, settings.val or settings.data, splits[1], **options)
+    datasets = {"train": train_set} if val_set is None else {"train": train_set, "val": val_set}
 
-    Args:
-        data, classes, seed: as for `open_dataset`.
-        val: data to validate on, all of them; a split of `data` when None.
-        fit: gives the model's config for a data set.
-        progress: called with the number of pictures read, and of all.
+    def read(dataset: DetectionDataset, row: int) -> list[InputError]:
+        """Read an image to its end, and return only what is wrong with it."""
+        wrong: list[InputError] = []
+        try_call(wrong.append, dataset.__getitem__, row)
+        return wrong
 
-    Raises:
-        InputError: there is nothing to go on with: no data set, or a class that does not occur.
-    """
-    problems: list[Problem] = []
-
-    def note(error: InputError) -> None:
-        if (problem := Problem("error", str(error))) not in problems:
-            problems.append(problem)
-
-    train_set = open_dataset(data, "train" if val is None else "all", classes=classes, seed=seed, report=note)
-    config = fit(train_set)
-    sets = {"train": train_set}
-    others = {"classes": train_set.classes, "seed": seed, "report": note}
-    val_set = attempt(note, open_dataset, val or data, "val" if val is None else "all", **others)
-    if val_set is not None:
-        sets["val"] = val_set
-    paths = [path for one in sets.values() for path in one.paths]
+    images = [(dataset, row) for dataset in datasets.values() for row in range(len(dataset))]
     with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
-        for done, _ in enumerate(pool.map(partial(attempt, note, _decoded), paths), start=1):
+        for done, wrong in enumerate(pool.map(read, *zip(*images, strict=True)), start=1):
+            errors += wrong
             if progress:
-                progress(done, len(paths))
-    found = alternatives(train_set, config)
-    warnings = [text for one in sets.values() for text in (*one.notes, *doubles(one), *tiny(one, config.image_size))]
-    warnings += twins(sets["train"], sets["val"]) if "val" in sets else []
+                progress(done, len(images))
+
+    warnings: list[str] = []
+    for dataset in datasets.values():
+        warnings += [*dataset.notes, *duplicate_boxes(dataset), *small_objects(dataset, config.image_size)]
+    if val_set is not None:
+        warnings += try_call(errors.append, train_val_leakage, train_set, val_set) or []
+    inputs, texts = compare_inputs(train_set, config), dict.fromkeys(map(str, errors))
     return Check(
-        data=f"{train_set.kind}: {data}",
-        parts={name: _part(dataset, config) for name, dataset in sets.items()},
-        now=reach(train_set, config),
-        others=found,
-        best=best_input(found),
-        problems=[*problems, *(Problem("warning", text) for text in warnings)],
+        data=f"{train_set.kind}: {settings.data}",
+        splits={name: _split(dataset, config.image_size) for name, dataset in datasets.items()},
+        anchor_recall=anchor_recall(train_set, config),
+        inputs=inputs,
+        best=best_input(inputs),
+        problems=[*(Problem("error", text) for text in texts), *(Problem("warning", text) for text in warnings)],
     )
 
 
-def _decoded(path: Path) -> None:
-    """Read a picture to its end, or raise InputError."""
-    read_image(path)
-
-
-def _part(dataset: DetectionDataset, config: ModelConfig) -> Part:
-    """What a split holds."""
-    labels = np.concatenate(dataset.labels)
-    boxes = dataset.boxes_in(config.image_size)
+def _split(dataset: DetectionDataset, image_size: tuple[int, int]) -> Split:
+    """Count what a split holds."""
+    boxes, labels = dataset.boxes_in(image_size), dataset.labels
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1) ** 0.5
-    spread = {}
-    for i, name in enumerate(dataset.classes):
-        if (labels == i).any():
-            low, middle, high = np.percentile(sides[labels == i], (10, 50, 90)).tolist()
-            spread[name] = (low, middle, high)
-    return Part(
-        dataset=dataset,
-        ignored=int((labels == IGNORE).sum()),
-        empty=sum(not (one != IGNORE).any() for one in dataset.labels),
-        sides=spread,
-    )
+    of_class = {name: sides[labels == i] for i, name in enumerate(dataset.classes)}
+    sizes = {name: np.percentile(some, (10, 50, 90)).tolist() for name, some in of_class.items() if len(some)}
+    empty = len(dataset) - len(np.unique(dataset.image_index[labels != IGNORE]))
+    return Split(dataset, len(dataset), empty, int((labels == IGNORE).sum()), dataset.counts, sizes)
 
 
-def as_json(found: Check) -> dict[str, Any]:
-    """A check as plain values."""
-
-    def plain(one: Reach) -> dict[str, Any]:
-        shares = {name: share if share == share else None for name, share in one.by_class.items()}
-        sizes = {name: share if share == share else None for name, share in one.by_size.items()}
-        return {**one._asdict(), "image_size": list(one.image_size), "by_class": shares, "by_size": sizes}
-
-    return {
-        "data": found.data,
-        "splits": {
-            name: {
-                "note": part.dataset.split_note,
-                "pictures": len(part.dataset),
-                "without_objects": part.empty,
-                "ignore_regions": part.ignored,
-                "objects": part.dataset.counts,
-                "sides": part.sides,
-            }
-            for name, part in found.parts.items()
-        },
-        "reach": plain(found.now),
-        "alternatives": [plain(one) for one in found.others],
-        "best": plain(found.best),
-        "errors": [problem.text for problem in found.problems if problem.level == "error"],
-        "warnings": [problem.text for problem in found.problems if problem.level == "warning"],
-    }
+def as_json(check: Check) -> dict[str, Any]:
+    """Convert a check to plain values for JSON, in which nan is None."""
+    splits = {name: split._asdict() for name, split in check.splits.items()}
+    for split in splits.values():
+        split["note"] = split.pop("dataset").split_note
+    known: dict[str, Any] = {"data": check.data, "splits": splits, "anchor_recall": check.anchor_recall._asdict()}
+    known |= {"inputs": [one._asdict() for one in check.inputs], "best": check.best._asdict()}
+    for level in ("error", "warning"):
+        known[f"{level}s"] = [one.text for one in check.problems if one.level == level]
+    return json.loads(json.dumps(known), parse_constant=lambda _: None)
 
 
-def counts(found: Check) -> list[list[str]]:
-    """The table of what the splits hold, its head first."""
-    held = [part.dataset.counts for part in found.parts.values()]
-    rows = [["", *found.parts]]
-    rows += [["pictures", *(str(len(part.dataset)) for part in found.parts.values())]]
-    rows += [[name, *(str(one[name]) for one in held)] for name in held[0]]
-    rows += [["ignore regions", *(str(part.ignored) for part in found.parts.values())]]
-    return [*rows, ["pictures without objects", *(str(part.empty) for part in found.parts.values())]]
+def as_page(check: Check) -> str:
+    """Make an HTML page of a check, with images spread over each split."""
+    images: dict[str, list[tuple[str, str]]] = {name: [] for name in check.splits}
+    for name, (dataset, *_) in check.splits.items():
+        for row in spread_rows(len(dataset), most=PAGE_IMAGES):
+            if example := try_call(lambda _: None, dataset.__getitem__, row):  # else it is among the problems
+                image, boxes, labels, width = example.image, example.boxes, example.labels, example.image.shape[1]
+                drawn = draw(image, boxes, labels, classes=dataset.classes, width=min(PAGE_WIDTH, width))
+                caption = f"{example.name}: {count_text(int((labels >= 0).sum()), 'object')}"
+                images[name].append((data_uri(drawn.save, "image/jpeg", **JPEG), caption))
+    return render("check.html", check=check, tables=check_tables(check), images=images)
 
 
-def sizes(found: Check) -> list[list[str]]:
-    """The table of how large the training objects are in the input, its head first."""
-    height, width = found.now.image_size
-    head = [f"side in an input of {height}x{width}, pixels", "10%", "median", "90%", "reached by anchors"]
-    rows = [
-        [name, *(f"{side:.0f}" for side in sides), f"{found.now.by_class[name]:.0%}"]
-        for name, sides in found.parts["train"].sides.items()
-    ]
-    return [head, *rows]
+def check_tables(check: Check) -> dict[str, list[list[str]]]:
+    """Format a check as tables by title, which begin with their heads."""
+    train, now = check.splits["train"], check.anchor_recall
+    columns = [["", "images", *train.objects, "ignore regions", "images without objects"]]
+    for name, one in check.splits.items():
+        counts = one.images, *one.objects.values(), one.ignore_regions, one.images_without_objects
+        columns.append([name, *map(str, counts)])
+    contents = [list(row) for row in zip(*columns, strict=True)]
+    title = f"root of the area in an input of {'x'.join(map(str, now.image_size))}, pixels"
+    sizes = [[title, "10%", "median", "90%", "anchor recall"]]
+    for name, percentiles in train.object_sizes.items():
+        sizes.append([name, *(f"{side:.0f}" for side in percentiles), _percent(now.by_class[name])])
+
+    classes = [name for name, share in now.by_class.items() if not math.isnan(share)]
+    classes = classes if len(classes) <= MAX_CLASS_COLUMNS else []
+    recalls = [["input", "anchor scale", "mean recall", *classes, *now.by_size, ""]]
+    for recall, mark in [(now, "now"), *((one, "best" if one == check.best else "") for one in check.inputs)]:
+        shares = [recall.mean, *(recall.by_class[name] for name in classes), *recall.by_size.values()]
+        size = "x".join(map(str, recall.image_size))
+        recalls.append([size, f"{recall.anchor_scale:g}", *map(_percent, shares), mark])
+    return {"Contents": contents, "Object sizes": sizes, "Anchor recall": recalls}
 
 
-def reaches(found: Check) -> list[list[str]]:
-    """The table of inputs and anchors, what training would have first, and which to take."""
-    classes = [name for name, share in found.now.by_class.items() if share == share]
-    classes = classes if len(classes) <= MOST_CLASSES else []
-    rows = [["input", "anchor scale", "mean", *classes, *SIZES, ""]]
-    for one, mark in [(found.now, "now"), *((one, "best" if one == found.best else "") for one in found.others)]:
-        shares = [one.mean, *(one.by_class[name] for name in classes), *one.by_size.values()]
-        shown_shares = [f"{share:.0%}" if share == share else "-" for share in shares]
-        rows.append(["x".join(map(str, one.image_size)), f"{one.anchor_scale:g}", *shown_shares, mark])
-    return rows
-
-
-def as_page(found: Check) -> str:
-    """A check as one HTML page, with pictures of each split."""
-    parts = [paragraph(found.data), *(paragraph(part.dataset.split_note) for part in found.parts.values())]
-    parts.append(section("What it holds", table(counts(found))))
-    parts.append(section("How large the objects are", table(sizes(found))))
-    text = "Share of the training objects that some anchor overlaps by half at least; small to large are in the input."
-    parts.append(section("What anchors reach", paragraph(text), table(reaches(found))))
-    wrong = items(found.problems) if found.problems else paragraph("Nothing.")
-    parts.append(section("What is wrong", wrong))
-    for name, part in found.parts.items():
-        parts.append(section(f"Pictures of {name}", gallery(examples(part.dataset))))
-    return page("Data check", parts)
-
-
-def examples(dataset: DetectionDataset) -> Iterator[tuple[np.ndarray, str]]:
-    """Pictures spread evenly over a data set with their truth, uint8[H W 3], and what each is."""
-    for row in np.linspace(0, len(dataset) - 1, min(COUNT, len(dataset))).round().astype(int).tolist():
-        image, boxes, labels = read_image(dataset.paths[row]), dataset.boxes[row], dataset.labels[row]
-        drawn = draw(image, boxes, labels, classes=dataset.classes)
-        height, width = image.shape[:2]
-        shown = resample(drawn, (0, 0, width, height), scale=min(1.0, WIDTH / width))
-        yield shown, f"{dataset.names[row]}: {(labels >= 0).sum()} objects"
+def _percent(share: float) -> str:
+    """Format a share; a dash where there is nothing to share."""
+    return "-" if math.isnan(share) else f"{share:.0%}"

@@ -1,123 +1,76 @@
-"""Report: one page about how good a detector is, and where it errs."""
+"""Report how good a detector is and where it errs, as one HTML page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
-import numpy as np
+from PIL.Image import Resampling
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.example import read_image, resample
-from tinydet.draw import paint
-from tinydet.labels import IGNORE
-from tinydet.mistakes import KINDS, Mistake, mistakes
-from tinydet.model.detect import Detections
-from tinydet.page import curves, gallery, page, paragraph, section, table
-from tinydet.score import Scores, coco_rows, headline, percent, pr_curves
+from tinydet.draw import JPEG, draw
+from tinydet.evaluation import Scores, pr_curves
+from tinydet.html import data_uri, render
+from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.metrics.coco import STATS
+from tinydet.model.postprocess import Detections
+from tinydet.tide import ERROR_TYPES, Outcome, detection_errors
 
-SHOWN = 12  # pictures of each kind of mistake
-VIEW = 3.0  # how much of the picture is shown, in sizes of the box
-LEAST = 160  # pixels of the picture, of what is shown
-TILE = (300, 400)  # height and width of a picture of a mistake, in pixels
-ADVICE = {
-    "missed": "Objects that nothing was found on, the largest first; the truth is dashed.",
-    "false": "Detections of nothing, the surest first: are labels missing?",
-    "confused": "Detections of one class on an object of another, the surest first.",
-    "badly placed": "Detections that overlap an object of their class by less than half, the surest first.",
-}
+SCORE_THRESHOLD = 0.3  # of the detections in the confusion matrix and among the errors
+MAX_ERRORS = 12  # images of each type
+CONTEXT = 3.0  # how much of the image is shown, in sizes of the box
+MIN_CROP = 160  # height, in pixels of the image
+TILE = (400, 300)  # width and height of a crop on the page, in pixels
 
 
-def report_page(
-    dataset: DetectionDataset,
-    detections: Sequence[Detections],
-    scores: Scores,
-    *,
-    source: str,
-    score_threshold: float = 0.3,
-) -> str:
-    """A page of HTML with scores, curves, what was taken for what, and the worst mistakes; it needs no other file.
+def report_page(dataset: DetectionDataset, detections: Sequence[Detections], scores: Scores, *, source: str) -> str:
+    """Make a page, which needs no other file, of scores, curves, confusion matrix and worst errors."""
+    confident = [Detections(*(field[found.scores >= SCORE_THRESHOLD] for field in found)) for found in detections]
+    errors, confusion = detection_errors(dataset, confident)
+    curves = []
+    if find_spec("matplotlib"):
+        from tinydet.plots import precision_recall
 
-    Args:
-        dataset: what was looked at.
-        detections: of each picture, in original pixels.
-        scores: theirs, from `tinydet.score.score_detections`.
-        source: what detector this is, for people.
-        score_threshold: of the detections that mistakes are looked for in.
-    """
-    number = headline(scores)
-    found, confusion = mistakes(dataset, detections, score_threshold=score_threshold)
-    parts = [
-        paragraph(f"{source}, on {dataset.kind} data: {dataset.split_note}"),
-        paragraph(f"{number.metric}: {number.ap:.1f} %"),
-        section("Scores", *score_tables(scores)),
-        section("Precision over recall", *(curves(name, lines) for name, lines in _lines(dataset, detections).items())),
-        section(
-            "What was taken for what",
-            paragraph(f"Rows are the truth, columns what was found with a score of {score_threshold:g} or more."),
-            table(_confusion(confusion, dataset.classes)),
-        ),
-    ]
-    for kind in KINDS:
-        worst = [one for one in found if one.kind == kind]
-        shown = gallery(_views(worst[:SHOWN], dataset, detections, score_threshold))
-        parts.append(section(f"{kind.capitalize()}: {len(worst)}", paragraph(ADVICE[kind]), shown))
-    return page("Detector report", parts)
+        for name, lines in pr_curves(dataset, detections).items():
+            curves.append((data_uri(precision_recall({name: lines}).savefig, "image/svg+xml", format="svg"), name))
+    sections = []
+    for kind, meaning in ERROR_TYPES.items():
+        worst = [error for error in errors if error.kind == kind]
+        images = [_error_image(error, dataset, confident[error.row]) for error in worst[:MAX_ERRORS]]
+        sections.append((kind, meaning, len(worst), images))
+    rows = zip([*dataset.classes, "background"], confusion.tolist(), strict=True)
+    return render(
+        "report.html",
+        source=f"{source}, on {dataset.kind} data: {dataset.split_note}",
+        scores=scores,
+        tables=score_tables(scores),
+        curves=curves,
+        score_threshold=SCORE_THRESHOLD,
+        confusion=[["", *dataset.classes, "missed"], *([name, *counts] for name, counts in rows)],
+        errors=sections,
+    )
 
 
-def score_tables(scores: Scores) -> list[str]:
-    """KITTI's and COCO's numbers as tables."""
-    tables = []
-    if "R40" in scores:
-        columns = [(kind, level) for kind in ("R40", "R11") for level in ("easy", "moderate", "hard")]
-        head = ["KITTI AP %", *(f"{kind} {level}" for kind, level in columns)]
-        rows = [[name, *(f"{scores[kind][name][level]:.2f}" for kind, level in columns)] for name in scores["R40"]]
-        tables.append(table([head, *rows]))
-    rows = coco_rows(scores)
-    tables += [table(rows[:2]), table(rows[2:])]
-    tables.append(table([["COCO AP %", ""], *([name, percent(ap)] for name, ap in scores["per_class_AP"].items())]))
-    return tables
+def score_tables(scores: Scores) -> list[list[Sequence[Any]]]:
+    """Arrange scores, in percent, as tables that begin with their heads; None where undefined."""
+    coco, kitti = scores["COCO"], scores.get("KITTI", {"R40": {}})
+    columns = [(kind, level) for kind in ("R40", "R11") for level in ("easy", "moderate", "hard")]
+    rows = [[name, *(kitti[kind][name][level] for kind, level in columns)] for name in kitti["R40"]]
+    tables: list[list[Sequence[Any]]] = [[["KITTI %", *map(" ".join, columns)], *rows]] if rows else []
+    tables += [[["COCO %", *names], ["all classes", *map(coco.get, names)]] for names in (STATS[:6], STATS[6:])]
+    return [*tables, [["COCO %", "AP"], *coco["per_class"].items()]]
 
 
-def _lines(dataset: DetectionDataset, detections: Sequence[Detections]) -> dict[str, dict[str, np.ndarray]]:
-    """Precision in percent over evenly spaced recalls: by class, by what its AP says."""
-    return {
-        name: {f"{key}: AP {one.ap:.1f}, {one.n_gt} objects": 100 * one.precision for key, one in lines.items()}
-        for name, lines in pr_curves(dataset, detections).items()
-    }
-
-
-def _confusion(confusion: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
-    """The table of what was taken for what, its head first."""
-    rows = [["", *classes, "nothing"]]
-    names = [*classes, "nothing"]
-    return [*rows, *([name, *map(str, counts)] for name, counts in zip(names, confusion.tolist(), strict=True))]
-
-
-def _views(
-    found: Sequence[Mistake], dataset: DetectionDataset, detections: Sequence[Detections], score_threshold: float
-) -> Iterator[tuple[np.ndarray, str]]:
-    """Each mistake in the middle of some of its picture, with what was found there and, dashed, the truth."""
-    for one in found:
-        shown = detections[one.row]
-        sure = shown.scores >= score_threshold
-        image = paint(
-            read_image(dataset.paths[one.row]),
-            *(shown.boxes[sure], shown.labels[sure], shown.scores[sure]),
-            classes=dataset.classes,
-            truth=dataset.boxes[one.row][dataset.labels[one.row] != IGNORE],
-        )
-        what = dataset.classes[one.label]
-        if one.truth is not None:
-            what += f" for {dataset.classes[one.truth]}"
-        score = f" {one.weight:.2f}" if one.kind != "missed" else ""
-        yield _around(np.array(image), one.box.numpy()), f"{dataset.names[one.row]}: {what}{score}"
-
-
-def _around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture around a box, of the shape of a tile. -> uint8[H W 3]"""
-    height, width = image.shape[:2]
-    shape = TILE[0] / TILE[1]
-    wanted = max(LEAST, VIEW * (box[3] - box[1]), VIEW * (box[2] - box[0]) * shape)
-    tall = min(wanted, height, width * shape)
-    wide = tall / shape
-    left = float(np.clip((box[0] + box[2] - wide) / 2, 0, width - wide))
-    top = float(np.clip((box[1] + box[3] - tall) / 2, 0, height - tall))
-    return resample(image, (left, top, left + wide, top + tall), scale=TILE[0] / tall)
+def _error_image(error: Outcome, dataset: DetectionDataset, found: Detections) -> tuple[str, str]:
+    """Draw an error in the middle of a crop of its image -> (data URI, caption)."""
+    example, (x1, y1, x2, y2), aspect = dataset[error.row], error.box.tolist(), TILE[0] / TILE[1]
+    truth = example.boxes[example.labels != IGNORE]
+    drawn = draw(example.image, found.boxes, found.labels, found.scores, classes=dataset.classes, truth=truth)
+    wanted = max(MIN_CROP, CONTEXT * (y2 - y1), CONTEXT * (x2 - x1) / aspect)
+    height = min(wanted, drawn.height, drawn.width / aspect)
+    width = height * aspect
+    left = min(max(0, (x1 + x2 - width) / 2), drawn.width - width)
+    top = min(max(0, (y1 + y2 - height) / 2), drawn.height - height)
+    tile = drawn.resize(TILE, Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    caption = " for ".join(dataset.classes[i] for i in (error.label, error.true_label) if i != BACKGROUND)
+    score = "" if error.kind == "missed" else f" {error.weight:.2f}"
+    return data_uri(tile.save, "image/jpeg", **JPEG), f"{example.name}: {caption}{score}"

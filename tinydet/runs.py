@@ -1,24 +1,20 @@
-"""Runs: what lies in runs/, and how two of them compare."""
+"""Read runs/: a table of its runs, and two of them side by side."""
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tinydet.errors import InputError
-from tinydet.training.history import best_row
+from tinydet.errors import InputError, try_call
+from tinydet.files import PathLike, read_json, read_text, short_path
+from tinydet.training.schedule import best_row
 
 Row = dict[str, Any]
-WIDTH, HEIGHT = 80, 14  # of a terminal and of a chart, in characters
-MOST_CLASSES = 6  # that a table of runs has columns for
-LEAST_AXIS = 1.0  # percent; runs that differ by less are shown as equal
-DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a Braille character, from U+2800 on
+WIDTH = 80  # of a terminal, in characters
+MAX_CLASS_COLUMNS = 6  # of a table
+MAX_EPOCHS = 8  # of both runs, in a comparison
 
 
 class Run(NamedTuple):
@@ -27,270 +23,156 @@ class Run(NamedTuple):
     path: Path
     settings: dict[str, Any]
     model: dict[str, Any]
-    weights: str
-    """What it began from."""
-    rows: list[Row]
-    """An epoch each, at least one."""
+    weights: str  # that it started from
+    rows: list[Row]  # of metrics.jsonl: one for each epoch, at least one
+
+    @property
+    def minutes(self) -> float:
+        """Sum what training and validation took."""
+        return sum(row["train_seconds"] + row["val_seconds"] for row in self.rows) / 60
 
 
-class RunSummary(NamedTuple):
-    """One folder of runs/: a run in short, or what is wrong with it."""
+class RunEntry(NamedTuple):
+    """One folder of runs/."""
 
     name: str
-    changed: float
-    """When an epoch was last done, in seconds since 1970; of a folder without any, when it changed."""
-    wrong: str = ""
-    """Why it could not be read; then nothing below is known."""
-    model: str = ""
-    done: int = 0
-    """Epochs."""
-    asked: str = ""
-    """How long the run was to be: "50", or "30 min"."""
-    best_epoch: int = 0
-    metric: str = ""
-    """What runs on such data are compared by, as of `tinydet.score.headline`."""
-    ap: float = math.nan
-    """Of the best epoch, in percent."""
-    by_class: Mapping[str, float] = {}
-    """The same of each class."""
-    minutes: float = 0.0
-    """Spent on training and validation."""
-    data: str = ""
+    changed: float  # when the last epoch was done, in seconds since 1970; without an epoch, when the folder changed
+    run: Run | str  # or why it cannot be read
 
 
 class Comparison(NamedTuple):
-    """Two runs side by side."""
+    """Two runs, and the settings of training and model that differ; None where a run does not have one."""
 
     a: Run
     b: Run
-    epochs: dict[int, tuple[Row | None, Row | None]]
-    """Of each epoch that either has done, the rows."""
-    settings: dict[str, tuple[Any, Any]]
-    """What differs of settings and model, by name; None where one does not have it."""
+    differences: dict[str, tuple[Any, Any]]
 
 
-def read_run(path: str | PathLike[str]) -> Run:
-    """Read config.json and metrics.jsonl of a run's folder.
-
-    Raises:
-        InputError: it is no run, or no epoch is done, or one of the files is broken: names the file, and the line.
-    """
+def read_run(path: PathLike) -> Run:
+    """Read config.json and metrics.jsonl of a run's folder; an InputError names the file, and the line."""
     path = Path(path)
-    config_file, metrics_file = path / "config.json", path / "metrics.jsonl"
     if not path.is_dir():
         raise InputError(f"{path}: not the folder of a run; there is no such folder")
-    for file, meaning in ((config_file, "not the folder of a run"), (metrics_file, "no epoch is done")):
-        if not file.is_file():
-            raise InputError(f"{path}: {meaning}; {file.name} is missing")
-    config = _parsed(config_file.read_bytes(), path=config_file)
+    for name, problem in (("config.json", "not the folder of a run"), ("metrics.jsonl", "no epoch is done")):
+        if not (path / name).is_file():
+            raise InputError(f"{short_path(path)}: {problem}; {name} is missing")
+    config, where = read_json(path / "config.json"), short_path(path / "metrics.jsonl")
     try:
         settings, model, weights = dict(config["settings"]), dict(config["model"]), str(config["weights"])
         _ = settings["data"], model["name"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file}: not the config of a run ({error!r})") from None
-    lines = metrics_file.read_bytes().splitlines()
-    rows = [_row(text, path=metrics_file, line=number) for number, text in enumerate(lines, start=1)]
-    if not rows:
-        raise InputError(f"{metrics_file}: empty, no epoch is done")
-    return Run(path, settings, model, weights, rows)
+        raise InputError(f"{short_path(path / 'config.json')}: not the config of a run ({error!r})") from None
+    lines = read_text(path / "metrics.jsonl").splitlines()
+    if not lines:
+        raise InputError(f"{where}: empty, no epoch is done")
+    return Run(path, settings, model, weights, [_parse_row(x, where=f"{where}:{i}") for i, x in enumerate(lines, 1)])
 
 
-def _parsed(text: bytes, *, path: Path, line: int = 1) -> Any:
-    """JSON that begins in some line of a file."""
+def _parse_row(text: str, *, where: str) -> Row:
+    """Parse a line of metrics.jsonl, and check what is read of it here."""
     try:
-        return json.loads(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg}, character {error.colno})") from None
-
-
-def _row(text: bytes, *, path: Path, line: int) -> Row:
-    """A line of metrics.jsonl, which holds what is read of it here."""
-    row = _parsed(text, path=path, line=line)
-    try:
+        row = json.loads(text)
         numbers = [row["epoch"], row["ap"], row["train_seconds"], row["val_seconds"]]
-        numbers += [row["train"]["total"], row["val"]["total"], *row["ap_by_class"].values()]
+        numbers += [row["train"]["total"], row["val"]["total"]]
+        numbers += [ap for ap in row["ap_by_class"].values() if ap is not None]
         _ = row["metric"] + ""
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}:{line}: not the row of an epoch ({error!r})") from None
-    if odd := [number for number in numbers if type(number) not in (int, float) or not math.isfinite(number)]:
-        raise InputError(f"{path}:{line}: not the row of an epoch ({odd[0]!r} is no number)")
+        raise InputError(f"{where}: not the row of an epoch ({error!r})") from None
+    if wrong := [number for number in numbers if type(number) not in (int, float) or not math.isfinite(number)]:
+        raise InputError(f"{where}: not the row of an epoch ({wrong[0]!r} is no number)")
     return row
 
 
-def _minutes(run: Run) -> float:
-    return sum(row["train_seconds"] + row["val_seconds"] for row in run.rows) / 60
+def list_runs(folder: PathLike) -> list[RunEntry]:
+    """List every folder in runs/, the one that changed last first."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    entries = []
+    for path in sorted(one for one in Path(folder).iterdir() if one.is_dir()):
+        metrics, errors = path / "metrics.jsonl", list[InputError]()
+        run = try_call(errors.append, read_run, path) or str(errors[0]).removeprefix(f"{short_path(path)}: ")
+        entries.append(RunEntry(path.name, (metrics if metrics.exists() else path).stat().st_mtime, run))
+    return sorted(entries, key=lambda entry: -entry.changed)
 
 
-def list_runs(runs: str | PathLike[str]) -> list[RunSummary]:
-    """Every folder in runs/, the one that changed last first.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    if not Path(runs).is_dir():
-        raise InputError(f"{runs}: no such folder")
-    found = [_summary(folder) for folder in sorted(Path(runs).iterdir()) if folder.is_dir()]
-    return sorted(found, key=lambda run: -run.changed)
-
-
-def _summary(folder: Path) -> RunSummary:
-    metrics = folder / "metrics.jsonl"
-    changed = (metrics if metrics.exists() else folder).stat().st_mtime
-    try:
-        run = read_run(folder)
-    except InputError as error:
-        return RunSummary(folder.name, changed, str(error).removeprefix(str(folder)).lstrip(f":{os.sep} "))
-    best, minutes = best_row(run.rows), run.settings.get("minutes")
-    return RunSummary(
-        name=folder.name,
-        changed=changed,
-        model=str(run.model["name"]),
-        done=len(run.rows),
-        asked=f"{_shown(minutes)} min" if minutes else str(run.settings.get("epochs", "?")),
-        best_epoch=best["epoch"],
-        metric=best["metric"],
-        ap=best["ap"],
-        by_class=best["ap_by_class"],
-        minutes=_minutes(run),
-        data=str(run.settings["data"]),
-    )
+def runs_table(entries: Sequence[RunEntry]) -> str:
+    """Format runs as a table, with the AP of their best epochs."""
+    best = [best_row(entry.run.rows) for entry in entries if isinstance(entry.run, Run)]
+    classes = list(dict.fromkeys(name for row in best for name in row["ap_by_class"]))
+    classes = classes if len(classes) <= MAX_CLASS_COLUMNS else []
+    rows = [["run", "changed", "model", "epochs", "best", "mean", *classes, "metric", "minutes", "data"]]
+    for name, changed, run in entries:
+        cells = [name, f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}"]
+        if isinstance(run, Run):
+            row, minutes = best_row(run.rows), run.settings.get("minutes")
+            length = f"{_text(minutes)} min" if minutes else run.settings.get("epochs", "?")
+            cells += [str(run.model["name"]), f"{len(run.rows)}/{length}", str(row["epoch"]), f"{row['ap']:.1f}"]
+            cells += [*_class_aps(row, classes), row["metric"], f"{run.minutes:.0f}", str(run.settings["data"])]
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
+    head, *lines = table_lines(rows, left=(0, 1, 2, len(rows[0]) - 3, len(rows[0]) - 1))
+    errors = ["" if isinstance(entry.run, Run) else f"  {entry.run}" for entry in entries]
+    return "\n".join([head, *map("".join, zip(lines, errors, strict=True))])
 
 
-def runs_table(runs: Sequence[RunSummary]) -> str:
-    """A line for each run, with the AP of its best epoch: the mean, and where the classes are few that of each."""
-    names = list(dict.fromkeys(name for run in runs for name in run.by_class))
-    names = names if len(names) <= MOST_CLASSES else []
-    head = ["run", "changed", "model", "epochs", "best", "mean", *names, "of", "minutes", "data"]
-    rows = [_cells(run, names) + [""] * (len(head) - 2 if run.wrong else 0) for run in runs]
-    first, *lines = aligned([head, *rows], left=(0, 1, 2, len(head) - 3, len(head) - 1))
-    return "\n".join([first, *(f"{line}  {run.wrong}".rstrip() for line, run in zip(lines, runs, strict=True))])
+def compare(a: PathLike, b: PathLike) -> Comparison:
+    """Read two runs' folders and find the settings that differ."""
+    runs = read_run(a), read_run(b)
+    # Model and weights go before the settings that they were resolved from.
+    of_a, of_b = ({**run.settings, "model": run.model["name"], **run.model, "weights": run.weights} for run in runs)
+    pairs = {name: (of_a.get(name), of_b.get(name)) for name in of_a | of_b if name not in ("name", "out", "command")}
+    return Comparison(*runs, {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
 
 
-def _cells(run: RunSummary, names: Iterable[str]) -> list[str]:
-    """A line of the table; of what could not be read its first two cells."""
-    first = [run.name, datetime.fromtimestamp(run.changed).strftime("%Y-%m-%d %H:%M")]
-    if run.wrong:
-        return first
-    by_class = [f"{run.by_class[name]:.1f}" if name in run.by_class else "-" for name in names]
-    best = [str(run.best_epoch), f"{run.ap:.1f}", *by_class, run.metric]
-    return [*first, run.model, f"{run.done}/{run.asked}", *best, f"{run.minutes:.0f}", run.data]
+def comparison(compared: Comparison) -> str:
+    """Format two runs: AP by epoch, best epochs, settings that differ."""
+    runs = compared.a, compared.b
+    best = [best_row(run.rows) for run in runs]
+    aps = [{row["epoch"]: f"{row['ap']:.1f}" for row in run.rows} for run in runs]
+    common = sorted(aps[0].keys() & aps[1].keys())
+    spaced = {common[i * (len(common) - 1) // (MAX_EPOCHS - 1)] for i in range(MAX_EPOCHS)} if common else set()
+    by_epoch = [[str(n), *(ap.get(n, "-") for ap in aps)] for n in sorted({*spaced, max(aps[0]), max(aps[1])})]
+
+    classes = list(dict.fromkeys([*best[0]["ap_by_class"], *best[1]["ap_by_class"]]))
+    columns = [["best epoch", *classes, "mean", "train loss", "val loss", "minutes"]]
+    for run, row in zip(runs, best, strict=True):
+        numbers = [*_class_aps(row, classes), f"{row['ap']:.1f}", *(f"{row[x]['total']:.3f}" for x in ("train", "val"))]
+        columns += [[f"{row['epoch']} of {len(run.rows)}", *numbers, f"{run.minutes:.0f}"]]
+    width = (WIDTH - 4 - max(map(len, ["setting", *compared.differences]))) // 2
+    settings = [[name, *_shorten(*map(_text, pair), width=width)] for name, pair in compared.differences.items()]
+    tables = [
+        [f"A  {compared.a.path}", f"B  {compared.b.path}", ""],
+        [f"mean {' and '.join(dict.fromkeys(row['metric'] for row in best))}, %"],
+        [*table_lines([["epoch", "A", "B"], *by_epoch]), ""],
+        [*table_lines([["", "A", "B"], *zip(*columns, strict=True)]), ""],
+        table_lines([["setting", "A", "B"], *settings], left=(0, 1, 2)) if settings else ["no setting differs"],
+    ]
+    return "\n".join(line for table in tables for line in table)
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Rows as lines, of which some columns stand to the left and the others to the right."""
+def table_lines(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """Format rows as lines, the columns in `left` flush left, others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
     return ["  ".join(row).rstrip() for row in cells]
 
 
-def compare(a: str | PathLike[str], b: str | PathLike[str]) -> Comparison:
-    """Read two runs' folders and set them side by side.
-
-    Raises:
-        InputError: one of them is no run, as of `read_run`.
-    """
-    runs = read_run(a), read_run(b)
-    of_a, of_b = ({row["epoch"]: row for row in run.rows} for run in runs)
-    epochs = {epoch: (of_a.get(epoch), of_b.get(epoch)) for epoch in sorted(of_a | of_b)}
-    one, other = map(_settings, runs)
-    differ = {name: (one.get(name), other.get(name)) for name in one | other}
-    return Comparison(*runs, epochs, {name: pair for name, pair in differ.items() if pair[0] != pair[1]})
+def _class_aps(row: Row, classes: Sequence[str]) -> list[str]:
+    """Format the AP of classes; a dash where there is none."""
+    return ["-" if (ap := row["ap_by_class"].get(name)) is None else f"{ap:.1f}" for name in classes]
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """Settings and model as one: what a setting came to in the model, or in the weights, goes before the setting."""
-    model = {"model": run.model["name"], **run.model, "weights": run.weights}
-    return {name: value for name, value in (run.settings | model).items() if name not in ("name", "out", "command")}
-
-
-def comparison(compared: Comparison) -> str:
-    """Two runs as text, 80 columns wide: how their AP went, what they came to, and what differs."""
-    a, b = compared.a, compared.b
-    metrics = " and ".join(dict.fromkeys(run.rows[0]["metric"] for run in (a, b)))
-    lines = [f"mean {metrics}, %, after each epoch", *_chart(a.rows, b.rows)]
-    lines += [f"A ⠒⠒⠒⠒ {a.path}", f"B ⠂ ⠂  {b.path}", "", *aligned(_results(compared)), ""]
-    if not compared.settings:
-        return "\n".join([*lines, "no setting differs"])
-    width = (WIDTH - 4 - max(len("setting"), *map(len, compared.settings))) // 2
-    differ = [[name, *_shortened(*map(_shown, pair), width=width)] for name, pair in compared.settings.items()]
-    return "\n".join([*lines, *aligned([["setting", "A", "B"], *differ], left=(0, 1, 2))])
-
-
-def _results(compared: Comparison) -> list[list[str]]:
-    """The best epochs, the last that both have done, and what it took."""
-    runs, best = (compared.a, compared.b), (best_row(compared.a.rows), best_row(compared.b.rows))
-    by_class = [row["ap_by_class"] for row in best]
-    names = dict.fromkeys(name for aps in by_class for name in aps)
-    aps = {name: [f"{one[name]:.1f}" if name in one else "-" for one in by_class] for name in names}
-    both = [(one, other) for one, other in compared.epochs.values() if one and other][-1:]
-    return [
-        ["", "A", "B"],
-        ["best epoch", *(f"{row['epoch']} of {len(run.rows)}" for row, run in zip(best, runs, strict=True))],
-        *([name, *cells] for name, cells in aps.items()),
-        ["mean", *(f"{row['ap']:.1f}" for row in best)],
-        *([f"mean, epoch {pair[0]['epoch']}", *(f"{row['ap']:.1f}" for row in pair)] for pair in both),
-        *([f"{part} loss", *(f"{row[part]['total']:.3f}" for row in best)] for part in ("train", "val")),
-        ["minutes", *(f"{_minutes(run):.0f}" for run in runs)],
-    ]
-
-
-def _shown(value: Any) -> str:
-    """A setting as one would type it."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
+def _text(value: Any) -> str:
+    """Format a setting as one would type it."""
     if isinstance(value, list):
-        value = ", ".join("=".join(map(_shown, one)) if isinstance(one, list) else _shown(one) for one in value)
-    return "-" if value in (None, "") else str(value)
+        return ", ".join("=".join(map(_text, one)) if isinstance(one, list) else _text(one) for one in value) or "-"
+    return "-" if value in (None, "") else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _shortened(one: str, other: str, *, width: int) -> tuple[str, str]:
-    """Two different values, cut so that where they part is still seen."""
-    if max(len(one), len(other)) <= width:
-        return one, other
-    alike = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
-    start = max(0, alike - width // 3)
-    cut = [f"…{text[start + 1 :]}" if start else text for text in (one, other)]
-    one, other = (text if len(text) <= width else f"{text[: width - 1]}…" for text in cut)
-    return one, other
-
-
-def _chart(*runs: Sequence[Row]) -> list[str]:
-    """AP over epochs: a solid line ends in A, a dotted one in B. In Braille, 2 x 4 dots a character."""
-    epochs, values = ([row[key] for rows in runs for row in rows] for key in ("epoch", "ap"))
-    first, last, ticks = min(epochs), max(epochs), _ticks(min(values), max(values))
-
-    def down(values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """How many dots below the top."""
-        return np.rint((ticks[-1] - np.array(values)) / (ticks[-1] - ticks[0]) * (4 * HEIGHT - 1)).astype(int)
-
-    marks = {row: f"{tick:g}" for row, tick in zip(down(ticks) // 4, ticks, strict=True)}
-    margin = max(map(len, marks.values()))
-    width = WIDTH - margin - 5
-    step = max(1, last - first) / (2 * width - 1)  # epochs a dot
-    cells, ends = np.zeros((HEIGHT, width + 2), dtype=int), {}
-    for name, every, rows in zip("AB", (1, 4), runs, strict=True):
-        xs, ys = ([row[key] for row in rows] for key in ("epoch", "ap"))
-        x = np.arange(round((xs[0] - first) / step), round((xs[-1] - first) / step) + 1)
-        y = down(np.interp(first + x * step, xs, ys))
-        end = y[-1] // 4, x[-1] // 2 + 1
-        ends[end if end not in ends else (end[0], end[1] + 1)] = name
-        x, y = x[::every], y[::every]
-        np.bitwise_or.at(cells, (y // 4, x // 2), DOTS[y % 4, x % 2])
-    lines = []
-    for i, row in enumerate(cells):
-        drawn = "".join(ends.get((i, j)) or (chr(0x2800 + cell) if cell else " ") for j, cell in enumerate(row))
-        lines.append(f"{marks.get(i, ''):>{margin}} {'┤' if i in marks else '│'}{drawn}".rstrip())
-    axis = f"{first}{f'epoch {last}' if last > first else '(epoch)':>{width - len(str(first))}}"
-    return [*lines, f"{'':{margin}} └{'─' * width}", f"{'':{margin}}  {axis}"]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Some round numbers, evenly spaced, from at most `low` to at least `high`."""
-    span = max(high - low, LEAST_AXIS)
-    power = 10 ** math.floor(math.log10(span / 5))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 5)
-    first = math.floor(low / step)
-    last = math.ceil(round(max(high / step, first + span / step), 6))
-    return [round(step * i, 6) for i in range(first, last + 1)]
+def _shorten(a: str, b: str, *, width: int) -> list[str]:
+    """Shorten two different texts to a width such that where they part is still seen."""
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = max(0, common - width // 3) if max(len(a), len(b)) > width else 0
+    texts = [f"…{text[start + 1 :]}" if start else text for text in (a, b)]
+    return [text if len(text) <= width else f"{text[: width - 1]}…" for text in texts]
