@@ -1,6 +1,6 @@
-"""The command line: options to arguments, results to stdout, progress to stderr."""
+"""The command line: options to arguments, results to stdout, progress and notes to stderr."""
 
-from tinydet.cli import files, learn, use
-from tinydet.cli.shell import main
+from tinydet.cli import train, use
+from tinydet.cli.base import main
 
-__all__ = ["files", "learn", "main", "use"]
+__all__ = ["main", "train", "use"]

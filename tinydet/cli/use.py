@@ -1,185 +1,272 @@
-"""The verbs that use a detector, and that draw something to train one on."""
+"""Commands that use weights: evaluate, predict, export, info, strip."""
 
 import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
-from tinydet.cli.options import Names, class_map_option, device_option, model_option, weights_option
-from tinydet.cli.shell import command, counting, load, main
+from tinydet.cli.base import (
+    NAMES,
+    PATH,
+    SIZE,
+    Choice,
+    choose_device,
+    command,
+    device_option,
+    json_option,
+    on_terminal,
+    option,
+    setting_options,
+    weights_option,
+)
 from tinydet.errors import InputError
 
-
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--train", default=240, show_default=True, help="Training scenes.")
-@click.option("--val", default=60, show_default=True, help="Validation scenes.")
-@click.option("--seed", default=0, show_default=True, help="Decides every scene.")
-@command
-def scenes(directory: Path, train: int, val: int, seed: int) -> None:
-    """Draw street scenes to try things on, in KITTI's layout."""
-    from tinydet.data.scenes import draw_scenes
-
-    with counting(lambda done: f"{done} scenes") as drawing:
-        draw_scenes(directory, train=train, val=val, seed=seed, progress=drawing)
-    click.echo(f"{train} training and {val} validation scenes in {directory}")
+score_option = option("--score", "score_threshold", default=0.3, help="Leave out detections that score lower.")
+max_detections_option = option("--max-detections", default=100, help="Largest number of boxes an image.")
+tta_option = option("--tta", is_flag=True, help="Test-time augmentation: mirrored and larger too; five times the work.")
 
 
-@main.command()
-@click.argument("data", type=click.Path(path_type=Path))
+def load_weights(weights: str, *, model: str | None, device: str) -> Any:
+    """Load the detector that --weights and --model name."""
+    from tinydet.predict import newest_weights
+    from tinydet.weights.load import load_detector
+
+    source: str | Path = weights
+    if weights == "auto":
+        source = newest_weights() or "coco"
+        if source == "coco":
+            click.echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
+    return load_detector(source, model=model, device=choose_device(device), progress=on_terminal())
+
+
+@command()
+@click.argument("data", type=PATH)
 @weights_option
-@model_option
-@class_map_option
-@click.option(
+@setting_options("model", "class_map")
+@option(
     "--predictions",
-    type=click.Path(path_type=Path),
-    help="Score this folder of KITTI result files instead, or this JSON file of COCO results.",
+    type=PATH,
+    help="Score this folder of KITTI result files, or this JSON file of COCO results, instead of a detector.",
 )
-@click.option(
+@option(
     "--split",
-    type=click.Choice(["train", "val", "all"]),
-    help="Of DATA; val when left out, but all of a single file of annotations.",
+    type=Choice(["train", "val", "all"]),
+    help="Split of DATA; default: val, or all of a single file of annotations.",
 )
-@click.option("--classes", type=Names(), help="What to score; what the weights find, or what DATA has.")
-@click.option("--batch-size", default=8, show_default=True, help="Pictures at a time.")
-@click.option("--tta", is_flag=True, help="Look at each picture mirrored and larger too; five times the work.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write a page with curves and the worst mistakes too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
+@option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
+@tta_option
+@option("--report", type=PATH, help="Write a page with curves and errors to this file.")
+@json_option
 @device_option
-@command
 def evaluate(
     data: Path,
     weights: str,
     model: str | None,
-    class_map: tuple,
+    class_map: tuple[tuple[str, str], ...],
     predictions: Path | None,
     split: str | None,
     classes: tuple[str, ...] | None,
-    batch_size: int,
-    tta: bool,
     report: Path | None,
     as_json: bool,
     device: str,
+    **options: Any,
 ) -> None:
-    """AP on DATA: COCO's, and of a KITTI folder also the official KITTI AP.
+    """Compute average precision on DATA.
 
-    DATA is a KITTI or YOLO folder, or COCO annotations; with --predictions a KITTI folder, a bare folder of its label
-    files, or a JSON file of COCO annotations, all of which is scored.
+    COCO's AP, and of a KITTI folder also the official KITTI AP. DATA is a KITTI folder, a YOLO folder, or COCO
+    annotations; with --predictions a KITTI folder, a folder of its label files, or a JSON file of COCO annotations.
+
+    \b
+    Examples:
+      tinydet evaluate kitti/
+      tinydet evaluate mydata/ --weights best.pt --report report.html
+      tinydet evaluate kitti/ --predictions results/ --json
+      tinydet evaluate instances_val.json --predictions detections.json
     """
-    from tinydet.cli.terminal import ap_table
-    from tinydet.evaluate import detect_in
-    from tinydet.report import report_page
-    from tinydet.score import score_detections, score_files
+    from tinydet.cli.text import ap_table
+    from tinydet.evaluation import evaluate as score
+    from tinydet.evaluation import evaluate_detector, scores_by_name
+    from tinydet.result_files import evaluate_files
 
     split = split or ("all" if data.suffix == ".json" else "val")
     if predictions is not None:
         if weights != "auto" or report:
             raise InputError("--predictions goes neither with --weights nor with --report, which need a detector")
-        scores, notes = score_files(data, predictions, classes=classes, split=split)
+        numbers, notes = evaluate_files(data, predictions, classes=classes, split=split)
         for note in notes:
             click.echo(f"note: {note}", err=True)
+        scores = scores_by_name(numbers)
     else:
-        detector = load(weights, model=model, device=device)
-        dataset, found = detect_in(
-            *(data, detector),
-            split=split,
-            batch_size=batch_size,
-            classes=classes,
-            class_map=dict(class_map),
-            tta=tta,
+        detector = load_weights(weights, model=model, device=device)
+        dataset, found = evaluate_detector(
+            data, detector, split=split, classes=classes, class_map=dict(class_map), **options
         )
         click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
-        scores = score_detections(dataset, found)
+        numbers = scores = score(dataset, found)
         if report is not None:
+            from tinydet.report import report_page
+
             report.write_text(report_page(dataset, found, scores, source=detector.source), encoding="utf-8")
             click.echo(f"report in {report}", err=True)
-    if as_json:
-        click.echo(json.dumps(scores))
-    else:
-        click.echo(ap_table(scores))
+    click.echo(json.dumps(numbers) if as_json else ap_table(scores))
 
 
-@main.command()
+@command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @weights_option
-@model_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("predictions"), show_default=True, help="A folder."
-)
-@click.option("--score", default=0.3, show_default=True, help="Leave out what scores lower.")
-@click.option("--classes", type=Names(), help="Look for these alone; all that the weights find when left out.")
-@click.option("--max-detections", default=100, show_default=True, help="Boxes a picture.")
-@click.option("--nms", default="hard", show_default=True, type=click.Choice(["hard", "soft"]), help="Suppression.")
-@click.option("--tta", is_flag=True, help="Look at each picture mirrored and larger too; five times the work.")
-@click.option("--batch-size", default=1, show_default=True, help="Pictures at a time.")
-@click.option("--compile", is_flag=True, help="Spend a minute on making the network faster, for many pictures.")
-@click.option(
-    "--coco", type=click.Path(path_type=Path), help="COCO annotations whose ids of pictures and classes coco.json has."
-)
+@setting_options("model")
+@option("--out", type=PATH, default=Path("predictions"), help="Output folder.")
+@score_option
+@option("--classes", type=NAMES, help="Class names to detect; default: all of the weights.")
+@max_detections_option
+@option("--nms", "method", default="soft", type=Choice(["soft", "hard"]), help="Suppression method.")
+@tta_option
+@option("--batch-size", default=1, help="Images in a batch.")
+@option("--compile", is_flag=True, help="Compile the network first, which takes a minute: for many images.")
+@option("--coco", type=PATH, help="COCO annotations whose image and category ids coco.json gets.")
 @device_option
 @click.pass_context
-@command
 def predict(
     ctx: click.Context,
     images: tuple[str, ...],
     weights: str,
     model: str | None,
     out: Path,
-    score: float,
-    classes: tuple[str, ...] | None,
-    max_detections: int,
-    nms: str,
-    tta: bool,
-    batch_size: int,
     compile: bool,
     coco: Path | None,
     device: str,
+    **settings: Any,
 ) -> None:
-    """Find objects in IMAGES: files, folders, globs, or - for standard input, a picture or a list of paths.
+    """Detect objects in images.
 
-    In --out: drawn pictures, JSON lines, COCO results, KITTI and YOLO result files. What cannot be read is said and
-    left out, and the exit status is 1.
+    IMAGES are files, folders, globs, or - for standard input: an image, or a list of paths. The output folder gets
+    drawn images, JSON lines, COCO results, KITTI and YOLO result files. Images that cannot be read are named and left
+    out, and the exit status is 1.
+
+    \b
+    Examples:
+      tinydet predict img.png
+      tinydet predict photos/ --out found --score 0.5 --classes Car
+      tinydet predict "clips/*.jpg" --weights coco --tta
+      find . -name "*.jpg" | tinydet predict -
     """
-    from tinydet.cli.terminal import counted
-    from tinydet.data.coco_file import read_coco
+    from tinydet.cli.text import counted
+    from tinydet.data.coco import read_coco
     from tinydet.detector import Detector
-    from tinydet.predict import collect_pictures, predict, readable, save_predictions, streamed
+    from tinydet.predict import collect_images, predict_images, read_stdin, save_predictions
 
     unread: list[InputError] = []
 
-    def unreadable(error: InputError) -> None:
+    def on_error(error: InputError) -> None:
         unread.append(error)
         click.echo(f"error: {error}", err=True)
 
     folder = ctx.with_resource(TemporaryDirectory())
-    listed = (path for one in images for path in (streamed(sys.stdin.buffer, folder) if one == "-" else [one]))
-    pictures = readable(collect_pictures(listed), unreadable)
+    listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
+    paths = collect_images(listed, on_error=on_error)
     ids = read_coco(coco) if coco is not None else None
-    detector = Detector(load(weights, model=model, device=device), compile=compile)
+    detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     if compile:
         click.echo("note: compiling the network, which takes about a minute", err=True)
-    found = predict(
-        pictures,
-        detector,
-        batch_size=batch_size,
-        tta=tta,
-        unreadable=unreadable,
-        score_threshold=score,
-        max_detections=max_detections,
-        method=nms,
-        classes=classes,
-    )
+    found = predict_images(paths, detector, on_error=on_error, **settings)
     counts = save_predictions(
         found,
         out,
-        classes=detector.classes,
-        image_ids=ids and {Path(str(one["file_name"])).name: i for i, one in ids.images.items()},
+        classes=settings["classes"] or detector.classes,
+        image_ids=ids and {Path(name).name: i for name, i in zip(ids.file_names, ids.image_ids.tolist(), strict=True)},
         category_ids=ids and {name: i for i, name in ids.categories.items()},
     )
     click.echo(f"{counted(counts)} with {detector.source}")
-    click.echo(f"pictures in {out / 'pictures'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
+    click.echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
     if unread:
-        click.echo(f"{len(unread)} pictures could not be read", err=True)
+        click.echo(f"{len(unread)} images could not be read", err=True)
         ctx.exit(1)
+
+
+@command()
+@click.argument("weights", type=PATH)
+@option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
+@option("--out", type=PATH, help="Output file; default: beside WEIGHTS.")
+@option("--image", type=PATH, help="Image to test the file on; default: noise.")
+@option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
+@score_option
+@max_detections_option
+def export(
+    weights: Path, format: str, out: Path | None, image: Path | None, size: tuple[int, int] | None, **settings: Any
+) -> None:
+    """Export a detector to ONNX or torch.export.
+
+    The file runs without tinydet: uint8 images in; boxes, scores and labels out.
+
+    \b
+    Examples:
+      tinydet export best.pt
+      tinydet export best.pt --size 375x1242 --image img.png
+      tinydet export best.pt --format torch
+    """
+    from tinydet.export import FORMATS, export_model, sample_image
+    from tinydet.weights.load import load_detector
+
+    detector = load_detector(weights)
+    out = out or weights.with_suffix(FORMATS[format])
+    sample = sample_image(image, size or (None if image else detector.config.image_size))
+    difference = export_model(detector, out, format=format, image=sample, **settings)
+    height, width = sample.shape[:2]
+    click.echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
+    click.echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
+    if difference is None:
+        click.echo("note: not tested, because onnxruntime is not installed", err=True)
+    elif not difference.objects:
+        click.echo("note: not tested, because nothing was detected; give an image by --image", err=True)
+    else:
+        boxes, scores, count = difference
+        click.echo(
+            f"tested on {image or 'noise'}: {count} objects; largest difference from eager PyTorch: "
+            f"boxes {boxes:.2g} pixels, scores {scores:.2g}"
+        )
+
+
+@command()
+@click.argument("weights", type=PATH)
+@json_option
+def info(weights: Path, as_json: bool) -> None:
+    """Show what a file of weights holds.
+
+    Model, classes, input size, training data and score.
+
+    \b
+    Examples:
+      tinydet info best.pt
+      tinydet info best.pt --json
+    """
+    from tinydet.cli.text import info_lines
+    from tinydet.weights.load import describe
+
+    known = describe(weights)
+    click.echo(json.dumps(known) if as_json else info_lines(known))
+
+
+@command()
+@click.argument("weights", type=PATH)
+@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt beside WEIGHTS.")
+def strip(weights: Path, out: Path | None) -> None:
+    """Strip a checkpoint of its training state.
+
+    The averaged weights stay: a quarter of the size. It loads everywhere, but a run cannot be resumed from it.
+
+    \b
+    Examples:
+      tinydet strip runs/d0-1/best.pt
+      tinydet strip runs/d0-1/best.pt --out detector.pt
+    """
+    from tinydet.weights.checkpoint import strip as strip_checkpoint
+
+    out = out or weights.with_name(f"{weights.stem}-stripped.pt")
+    if out.exists():
+        raise InputError(f"{out}: exists already; name another file by --out")
+    before, after = strip_checkpoint(weights, out)
+    click.echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")

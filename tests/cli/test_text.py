@@ -1,4 +1,4 @@
-"""What the terminal shows is true, complete, and stands in columns."""
+"""Tables and headers of the terminal are true, complete, and aligned."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinydet.cli.terminal import (
-    coco_table,
+from tinydet.cli.text import (
+    ap_table,
     counted,
     epoch_head,
     epoch_row,
@@ -19,13 +19,14 @@ from tinydet.cli.terminal import (
     weights_lines,
     weights_summary,
 )
+from tinydet.evaluation import scores_by_name
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
-from tinydet.training.events import Started
-from tinydet.training.schedule import Plan
+from tinydet.training.loop import Started
+from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import Run
-from tinydet.weights.load import Report
+from tinydet.weights.load import LoadReport
 
 LEVELS = ("easy", "moderate", "hard")
 
@@ -92,9 +93,12 @@ def test_a_note_is_of_its_class_and_level() -> None:
     assert note.startswith("Tram easy: 3 objects; ")
 
 
-def test_coco_numbers_are_in_percent_and_what_is_undefined_a_dash() -> None:
-    stats = [0.1234, *(0.01 * i for i in range(1, 11)), -1.0]
-    lines = coco_table({"stats": stats, "per_class_AP": {"Car": 0.5, "Tram": -1.0}}).splitlines()
+STATS_SHARES = [0.1234, *(0.01 * i for i in range(1, 11)), -1.0]
+
+
+def test_coco_numbers_are_in_percent_and_undefined_ones_a_dash() -> None:
+    scores = scores_by_name({"stats": STATS_SHARES, "per_class_AP": {"Car": 0.5, "Tram": -1.0}})
+    lines = ap_table(scores).splitlines()
     assert lines[0].split() == ["COCO", "AP", "%", "mean", "50", "75", "small", "medium", "large"]
     assert lines[1].split() == ["all", "classes", "12.34", "1.00", "2.00", "3.00", "4.00", "5.00"]
     assert lines[2].split() == ["COCO", "AR", "%", "@1", "@10", "@100", "small", "medium", "large"]
@@ -105,12 +109,12 @@ def test_coco_numbers_are_in_percent_and_what_is_undefined_a_dash() -> None:
 # A run
 
 
-REPORT = Report(
+REPORT = LoadReport(
     source="a.pth (effdet)",
-    taken={"a": "x.a", "b": "x.b"},
-    replaced={"c": "x.c"},
-    new=("d",),
-    left_out=("x.e", "x.f", "x.g"),
+    loaded=("a", "b"),
+    partially_loaded=("c",),
+    missing=("d",),
+    unexpected=("x.e", "x.f", "x.g"),
     classes={"Car": "car"},
 )
 
@@ -123,11 +127,12 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
     run = SimpleNamespace(
         settings=settings,
         config=config,
-        train_set=SimpleNamespace(kind="KITTI", split_note="7 train frames", counts={"Car": 12, "Tram": 3}),
-        val_set=SimpleNamespace(split_note="3 val frames"),
+        train_set=SimpleNamespace(kind="KITTI", split_note="7 train images", counts={"Car": 12, "Tram": 3}),
+        val_set=SimpleNamespace(split_note="3 val images"),
         weights="best.pt (tinydet lite0)",
         report=None if done else REPORT,
-        plan=Plan(steps=12, epochs=settings.epochs),
+        budget=Budget(12, settings.epochs),
+        crop=(256, 896) if settings.recipe == "paper" else (256, 448),
         device=torch.device(device),
         precision=precision,
     )
@@ -136,20 +141,20 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
     )
 
 
-def test_the_header_says_what_a_run_came_to() -> None:
+def test_the_header_describes_the_run() -> None:
     lines = run_header(started(0, lr=0.002)).splitlines()
     assert [line[:10].strip() for line in lines] == [
-        *("model", "start", "input", "anchors", "data", "", "objects", "pictures", "batch", "learning", "device", "run")
+        *("model", "start", "input", "anchors", "data", "", "objects", "images", "batch", "learning", "device", "run")
     ]
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
-        "a.pth (effdet), 6 tensors: 2 taken, 1 replaced, 3 left out; 1 new; class rows kept: Car from car",
-        "256x896, seen in parts of 256x448, anchor scale 2.5",
-        "reach at IoU .5: Car 99%, Tram 50% of the training objects",
-        "KITTI: 7 train frames",
-        "3 val frames",
+        "a.pth (effdet): 2 tensors loaded, 1 partially, 1 missing, 3 unexpected; class rows kept: Car from car",
+        "256x896, trained on crops of 256x448, anchor scale 2.5",
+        "recall at IoU .5: Car 99%, Tram 50% of the training objects",
+        "KITTI: 7 train images",
+        "3 val images",
         "12 Car, 3 Tram to train on",
-        "0.8 to 1.8 times as large, mirrored, recoloured, objects of others pasted into 70%",
+        "scale jitter 0.8 to 1.8, flips, colour jitter, copy-paste into 70%",
         "4, 12 steps an epoch",
         "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
         "cpu, float32",
@@ -157,41 +162,41 @@ def test_the_header_says_what_a_run_came_to() -> None:
     ]
 
 
-def test_the_header_says_what_the_settings_came_to() -> None:
-    told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "trunk", "ema_decay": 0.0}
+def test_the_header_describes_the_settings() -> None:
+    told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "backbone", "ema_decay": 0.0}
     header = run_header(started(0, device="cuda:1", precision="bf16", grad_accumulation=2, minutes=13.5, **told))
-    assert ("sgd, peak lr 0.01, plateau, weight decay 4e-05, no averaged weights, trunk frozen, seed 3\n") in header
+    assert ("sgd, peak lr 0.01, plateau, weight decay 4e-05, no averaged weights, backbone frozen, seed 3\n") in header
     assert "cuda:1, bfloat16 where it is safe\n" in header
     assert "4 x 2 = 8, 12 steps an epoch\n" in header
     assert "input     256x896, anchor scale 2.5\n" in header
-    assert "pictures  0.1 to 2 times as large, mirrored, recoloured\n" in header
-    assert "pictures  always the same\n" in run_header(started(0, overfit=4))
+    assert "images    scale jitter 0.1 to 2, flips, colour jitter\n" in header
+    assert "images    not augmented\n" in run_header(started(0, overfit=4))
     assert header.endswith("runs/lite0-1, 13.5 minutes")
 
 
-def test_every_tensor_of_a_file_has_its_line() -> None:
-    assert list(weights_lines(REPORT)) == [
-        *("taken     a <- x.a", "taken     b <- x.b", "replaced  c <- x.c", "new       d"),
-        *("left out  x.e", "left out  x.f", "left out  x.g"),
+def test_every_tensor_that_was_not_wholly_loaded_has_its_line() -> None:
+    assert [line.split() for line in weights_lines(REPORT)] == [
+        *(["partially", "loaded", "c"], ["missing", "d"]),
+        *(["unexpected", "x.e"], ["unexpected", "x.f"], ["unexpected", "x.g"]),
     ]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"classes": {}}, "3 left out; 1 new; class rows kept: none"),
-        ({"classes": {"car": "car", "Van": "car"}}, "1 new; class rows kept: car, Van from car"),
-        ({"replaced": {}}, "a.pth (effdet), 5 tensors: 2 taken, 0 replaced, 3 left out; 1 new"),
-        ({"taken": {}, "source": "random weights"}, "random weights"),
+        ({"classes": {}}, "3 unexpected; class rows kept: none"),
+        ({"classes": {"car": "car", "Van": "car"}}, "3 unexpected; class rows kept: car, Van from car"),
+        ({"partially_loaded": ()}, "a.pth (effdet): 2 tensors loaded, 0 partially, 1 missing, 3 unexpected"),
+        ({"loaded": (), "source": "random weights"}, "random weights"),
     ],
 )
-def test_a_start_in_one_line(changes: dict[str, Any], said: str) -> None:
+def test_the_start_of_a_run_in_one_line(changes: dict[str, Any], said: str) -> None:
     assert weights_summary(REPORT._replace(**changes)).endswith(said)
 
 
-def test_what_was_found_in_one_line() -> None:
+def test_detections_are_counted_in_one_line() -> None:
     assert counted({"Car": 2, "Tram": 0, "Van": 1}) == "2 Car, 1 Van"
-    assert counted({"Car": 0}) == "nothing"
+    assert counted({"Car": 0}) == "no objects"
 
 
 @pytest.mark.parametrize("epoch", [1, 50])
@@ -217,7 +222,7 @@ def row_of(classes: tuple[str, ...], *, epoch: int = 7, lr: float = 0.00123, los
     }
 
 
-def test_an_epoch_is_a_row_of_what_it_came_to() -> None:
+def test_an_epoch_is_a_row() -> None:
     words = epoch_row(row_of(("Car", "Tram", "Van")), ("Car", "Tram", "Van"), best=False).split()
     assert words == ["7", "0.0012", "1.235", "0.617", "0.0", "49.5", "99.0", "49.5", "17", "s"]
     assert epoch_row(row_of(("Car",)), ("Car",), best=True) == epoch_row(row_of(("Car",)), ("Car",), best=False) + " *"

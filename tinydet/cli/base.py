@@ -1,0 +1,219 @@
+"""Parts that all commands share: one-line errors, option types, options read from `TrainSettings`, progress bars."""
+
+import dataclasses
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinydet import __version__
+from tinydet.errors import InputError, nearest
+from tinydet.training.settings import TrainSettings
+
+PATH = click.Path(path_type=Path)
+option = partial(click.option, show_default=True)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Group(click.Group):
+    """A group of commands that suggests the nearest name for an unknown one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], self.commands)}")
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Train, evaluate and run EfficientDet on your images.
+
+    \b
+    Examples:
+      tinydet check kitti/
+      tinydet train kitti/ --minutes 30
+      tinydet predict img.png
+    """
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print an InputError as one line and exit with status 2, a diverged loss with status 1; a warning is a line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+            yield
+    except InputError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except FloatingPointError as error:
+        click.echo(f"stopped: {error}", err=True)
+        sys.exit(1)
+
+
+def command(*, computes: bool = True) -> Decorator:
+    """Register a command whose errors are one line; the allocator is tuned for those that compute."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            with one_line_errors():
+                if computes:
+                    from tinydet.training.memory import keep_freed_memory
+
+                    keep_freed_memory()
+                function(*args, **kwargs)
+
+        return main.command()(guarded)
+
+    return decorate
+
+
+class Parsed(click.ParamType):
+    """A type of option that a function parses; its ValueError becomes "... is not" what was wanted."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any], wanted: str) -> None:
+        self.name, self.parse, self.wanted = name, parse, wanted
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.parse(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not {self.wanted}", param, ctx)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return positive(height), positive(width)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len({name.lower() for name in names}) != len(names):
+        raise ValueError
+    return names
+
+
+def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(name.strip() for name in pair.split("=")) for pair in text.split(",")]
+    if not all(map(all, pairs)):
+        raise ValueError
+    return tuple((new, old) for new, old in pairs)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(","))
+    return low, high
+
+
+def positive(number: int) -> int:
+    if number < 1:
+        raise ValueError
+    return number
+
+
+SIZE = Parsed("HxW", parse_size, "HEIGHTxWIDTH in pixels, such as 256x896")
+NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
+TYPES = {
+    "classes": NAMES,
+    "image_size": Parsed("HxW|auto", lambda text: text if text == "auto" else parse_size(text), SIZE.wanted),
+    "class_map": Parsed("NEW=OLD,...", parse_pairs, "NEW=OLD, separated by commas, such as Cyclist=bicycle,Van=car"),
+    "batch_size": Parsed("N|auto", lambda text: None if text == "auto" else positive(int(text)), "a number or auto"),
+    "crop": SIZE,
+    "scale_range": Parsed("LOW,HIGH", parse_range, "LOW,HIGH, such as 0.8,1.8"),
+}
+FLAGS = {"image_size": ("--size",), "weights": ("--weights", "--from")}
+
+
+class Choice(click.Choice[str]):
+    """A choice that suggests the nearest one for an unknown one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')}{nearest(value, self.choices)}", param, ctx)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainSettings)}
+
+
+def setting_options(*names: str) -> Decorator:
+    """Add the options of these settings, with the help, default and choices that `TrainSettings` declares."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names):
+            field, choices = FIELDS[name], FIELDS[name].metadata["choices"]
+            plain = next(iter(typing.get_args(field.type)), field.type)
+            kind = TYPES.get(name) or (Choice(choices) if choices else plain)
+            default = max(1, min(4, (os.cpu_count() or 2) // 2)) if name == "workers" else field.default
+            shown = default not in (None, ()) and name != "workers"
+            flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
+            text = field.metadata["help"]
+            function = option(*flags, name, type=kind, default=default, show_default=shown, help=text)(function)
+        return function
+
+    return decorate
+
+
+device_option = option("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.")
+weights_option = option(
+    "--weights",
+    default="auto",
+    help="Checkpoint of tinydet, effdet or zylo117, or coco; auto is the newest run's best.pt, else coco.",
+)
+json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def choose_device(name: str) -> str:
+    """Resolve a device; "auto" is a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def on_terminal() -> bool:
+    """Say whether stderr is a terminal, where progress is shown."""
+    return sys.stderr.isatty()
+
+
+def progress_bar(length: int, *, show: Callable[[Any], str | None] | None = None) -> Any:
+    """Show a bar on stderr, where that is a terminal; `erase` takes it away."""
+    return click.progressbar(length=length, file=sys.stderr, item_show_func=show, hidden=not on_terminal())
+
+
+def erase(bar: Any) -> None:
+    """Clear the line of a bar, and show the cursor that it hid."""
+    if bar is not None and not bar.hidden:
+        click.echo("\r\033[K\033[?25h", nl=False, err=True)
+
+
+@contextmanager
+def counting(unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show on stderr how many of all are done, once the function that this yields is called."""
+    bar: Any = None
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal bar
+        bar = bar or progress_bar(total or 0, show=lambda text: text)
+        bar.update(done - bar.pos, f"{done} {unit}")
+
+    try:
+        yield show
+    finally:
+        erase(bar)

@@ -1,0 +1,204 @@
+"""Commands of training: train, check, runs, compare."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinydet.cli.base import (
+    FIELDS,
+    PATH,
+    choose_device,
+    command,
+    counting,
+    device_option,
+    erase,
+    json_option,
+    on_terminal,
+    option,
+    progress_bar,
+    setting_options,
+)
+from tinydet.errors import InputError
+from tinydet.training.settings import TrainSettings
+
+
+@command()
+@click.argument("data", type=PATH)
+@setting_options(*(name for name in FIELDS if name != "data"))
+@option("--no-ema", is_flag=True, help="Do not average the weights: --ema-decay 0.")
+@option("--weights-report", is_flag=True, help="List the tensors that the weights lack or that the model lacks.")
+@option("--out", type=PATH, help="Folder of the run; default: a new one in runs/.")
+@option("--resume", is_flag=True, help="Go on with the run in --out, with the settings it started with.")
+@device_option
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: Path,
+    no_ema: bool,
+    weights_report: bool,
+    out: Path | None,
+    resume: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Train a detector on DATA.
+
+    DATA is a KITTI folder, a YOLO folder, or COCO annotations. The averaged weights are validated after every epoch. A
+    run's folder holds the checkpoints best.pt and
+    last.pt, metrics.jsonl with one line an epoch, and images and curves of the run.
+
+    \b
+    Examples:
+      tinydet train kitti/
+      tinydet train kitti/ --minutes 30
+      tinydet train mydata/ --model lite0 --size auto --batch-size auto
+      tinydet train mydata/ --overfit 4
+      tinydet train mydata/ --weights coco --freeze backbone
+      tinydet train kitti/ --out runs/d0-1 --resume
+    """
+    from tinydet.cli.text import epoch_head, epoch_row, run_header, weights_lines
+    from tinydet.run_images import (
+        GRID_IMAGES,
+        NO_MATPLOTLIB,
+        has_matplotlib,
+        log_epoch,
+        open_tensorboard,
+        save_epoch_images,
+        save_train_grid,
+    )
+    from tinydet.training.loop import Message, Started, Stepped, Validated, training_batches
+    from tinydet.training.loop import train as train_loop
+    from tinydet.training.start import resumed_settings
+
+    device = choose_device(device)
+    typed = {n for n in ctx.params if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
+    if {"epochs", "minutes"} <= typed:
+        raise InputError("--epochs and --minutes: give one of them")
+    if no_ema:
+        options["ema_decay"] = 0.0
+    settings = TrainSettings(data=str(data), **options)
+    if resume:
+        if out is None:
+            raise InputError("--resume: name the run to resume by --out")
+        fixed = [*({"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}), "data"]
+        settings = resumed_settings(out, settings, fixed=fixed)
+    repeated = shlex.join(["tinydet", *sys.argv[1:]])
+    events = train_loop(settings, out, resume=resume, device=device, command=repeated, progress=on_terminal())
+    started = next(events)
+    assert isinstance(started, Started)
+    run, folder, history = started.run, started.out, started.history
+    epoch, step = (history[-1]["epoch"], history[-1]["step"]) if history else (0, 0)
+    writer = open_tensorboard(folder, step=step)
+    count = min(GRID_IMAGES, len(run.train_set))
+    batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
+    save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
+    if weights_report and run.report:
+        click.echo("\n".join(weights_lines(run.report)))
+    click.echo(run_header(started))
+    if not has_matplotlib():
+        click.echo(f"note: {NO_MATPLOTLIB}", err=True)
+    head, bar = epoch_head(run.config.classes), None
+    for event in events:
+        if isinstance(event, Stepped):
+            if head:
+                click.echo(head)
+                head = ""
+            bar = bar or progress_bar(run.budget.epoch_steps, show=lambda losses: losses and f"loss {losses.total:.3f}")
+            bar.update(1, event.losses)
+            if writer:
+                writer.add_scalar("step/total", event.losses.total, event.step)
+            continue
+        erase(bar)
+        bar = None
+        if isinstance(event, Message):
+            click.echo(f"note: {event.text}", err=True)
+        elif isinstance(event, Validated):
+            history = [*history, event.row]
+            save_epoch_images(folder, history, run.val_set, event.detections, best=event.best)
+            if writer:
+                log_epoch(writer, event.row)
+            click.echo(epoch_row(event.row, run.config.classes, best=event.best))
+    if writer:
+        writer.close()
+    click.echo(f"best epoch in {folder / 'best.pt'}, last epoch in {folder / 'last.pt'}")
+
+
+@command()
+@click.argument("data", type=PATH)
+@setting_options("val", "classes", "model", "image_size", "anchor_scale")
+@option("--html", type=PATH, help="Write a page with images to this file too.")
+@json_option
+@click.pass_context
+def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **options: Any) -> None:
+    """Check DATA for errors, and its anchor recall.
+
+    Counts objects, measures their sizes and the anchor recall, and names every line, box and image that is wrong. The
+    exit status is 1 where there are errors.
+
+    \b
+    Examples:
+      tinydet check kitti/
+      tinydet check mydata/ --model lite0 --size 320x320
+      tinydet check mydata/ --html check.html
+    """
+    from tinydet.check import as_json as plain
+    from tinydet.check import as_page, check_data
+    from tinydet.cli.text import check_lines
+    from tinydet.model.config import model_config
+
+    base = model_config(options["model"] or "d0")
+    with counting("images") as reading:
+        found = check_data(TrainSettings(data=str(data), **options), base=base, progress=reading)
+    click.echo(json.dumps(plain(found)) if as_json else check_lines(found))
+    if html is not None:
+        html.write_text(as_page(found), encoding="utf-8")
+        click.echo(f"page in {html}", err=True)
+    if any(problem.level == "error" for problem in found.problems):
+        ctx.exit(1)
+
+
+@command(computes=False)
+@click.argument("folder", type=PATH, default=Path("runs"))
+def runs(folder: Path) -> None:
+    """List runs and their best scores.
+
+    FOLDER holds the runs; runs/ by default.
+
+    \b
+    Examples:
+      tinydet runs
+      tinydet runs experiments/
+    """
+    from tinydet.runs import list_runs, runs_table
+
+    click.echo(runs_table(list_runs(folder)))
+
+
+@command(computes=False)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@option("--plot", type=PATH, help="Draw both curves to this PNG; needs matplotlib.")
+def compare(a: Path, b: Path, plot: Path | None) -> None:
+    """Compare two runs and their settings.
+
+    \b
+    Examples:
+      tinydet compare runs/d0-1 runs/d0-2
+      tinydet compare runs/d0-1 runs/d0-2 --plot curves.png
+    """
+    from tinydet.runs import compare as compare_runs
+    from tinydet.runs import comparison
+
+    compared = compare_runs(a, b)
+    click.echo(comparison(compared))
+    if plot is not None:
+        try:
+            from tinydet.plots import save_figure, score_curves
+        except ModuleNotFoundError:
+            raise InputError("--plot needs matplotlib: pip install 'tinydet[plot]'") from None
+        save_figure(score_curves({str(run.path): run.rows for run in (compared.a, compared.b)}), plot)
+        click.echo(f"both curves in {plot}")
