@@ -1,1 +1,0 @@
-"""How fast tinydet is on this machine, beside others: see `bin/bench --help`."""

@@ -1,0 +1,1 @@
+"""tinydet beside other implementations, in time and memory; bin/bench runs it."""
