@@ -10,13 +10,12 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from tinydet.data.images import read_image, read_size
+from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
 from tinydet.data.loader import Batch
 from tinydet.detector import Detector, Prediction
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike, atomic_write
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
 
 Item = TypeVar("Item")
@@ -29,9 +28,9 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
     for path in map(Path, paths):
         found = [] if path.exists() else [*map(Path, sorted(glob(str(path), recursive=True)))]
         if path.is_dir():
-            found = sorted(x for x in path.iterdir() if x.suffix.lower() in SUFFIXES and x.is_file())
+            found = sorted(x for x in path.iterdir() if x.suffix.lower() in IMAGE_SUFFIXES and x.is_file())
             if not found:
-                raise InputError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
+                raise InputError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
         images += found or [path]
     stems: dict[str, Path] = {}
     for image in images:

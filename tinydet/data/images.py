@@ -12,6 +12,7 @@ from tinydet.errors import InputError
 from tinydet.files import PathLike
 
 Box = tuple[float, float, float, float]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Example(NamedTuple):

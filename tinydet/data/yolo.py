@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
-from tinydet.data.images import read_size
+from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike, parse_float, parse_lines, read_text, short_path
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 TOLERANCE = 1e-3  # of a side by which a box may leave its image: what is written with three or more decimals does
 
