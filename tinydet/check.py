@@ -16,11 +16,11 @@ from tinydet.errors import InputError, try_call
 from tinydet.html import data_uri, render
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig
+from tinydet.runs import class_columns
 from tinydet.training.autosize import AnchorRecall, anchor_recall, best_input, compare_inputs
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import resolve_config
 
-MAX_CLASS_COLUMNS = 6  # of a table
 THREADS = 4  # that read images
 PAGE_IMAGES, PAGE_WIDTH = 12, 600  # images of each split on the page; their width at most, in pixels
 
@@ -146,8 +146,7 @@ def check_tables(check: Check) -> dict[str, list[list[str]]]:
     for name, percentiles in train.object_sizes.items():
         sizes.append([name, *(f"{side:.0f}" for side in percentiles), _percent(now.by_class[name])])
 
-    classes = [name for name, share in now.by_class.items() if not math.isnan(share)]
-    classes = classes if len(classes) <= MAX_CLASS_COLUMNS else []
+    classes = class_columns([name for name, share in now.by_class.items() if not math.isnan(share)])
     recalls = [["input", "anchor scale", "mean recall", *classes, *now.by_size, ""]]
     for recall, mark in [(now, "now"), *((one, "best" if one == check.best else "") for one in check.inputs)]:
         shares = [recall.mean, *(recall.by_class[name] for name in classes), *recall.by_size.values()]

@@ -12,6 +12,7 @@ from tinydet.evaluation import Scores, pr_curves
 from tinydet.html import data_uri, render
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.metrics.coco import STATS
+from tinydet.metrics.kitti import DIFFICULTIES
 from tinydet.model.postprocess import Detections
 from tinydet.tide import ERROR_TYPES, Outcome, detection_errors
 
@@ -53,7 +54,7 @@ def report_page(dataset: DetectionDataset, detections: Sequence[Detections], sco
 def score_tables(scores: Scores) -> list[list[Sequence[Any]]]:
     """Arrange scores, in percent, as tables that begin with their heads; None where undefined."""
     coco, kitti = scores["COCO"], scores.get("KITTI", {"R40": {}})
-    columns = [(kind, level) for kind in ("R40", "R11") for level in ("easy", "moderate", "hard")]
+    columns = [(kind, level) for kind in ("R40", "R11") for level in DIFFICULTIES]
     rows = [[name, *(kitti[kind][name][level] for kind, level in columns)] for name in kitti["R40"]]
     tables: list[list[Sequence[Any]]] = [[["KITTI %", *map(" ".join, columns)], *rows]] if rows else []
     tables += [[["COCO %", *names], ["all classes", *map(coco.get, names)]] for names in (STATS[:6], STATS[6:])]

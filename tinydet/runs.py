@@ -100,8 +100,7 @@ def list_runs(folder: PathLike) -> list[RunEntry]:
 def runs_table(entries: Sequence[RunEntry]) -> str:
     """Format runs as a table, with the AP of their best epochs."""
     best = [best_row(entry.run.rows) for entry in entries if isinstance(entry.run, Run)]
-    classes = list(dict.fromkeys(name for row in best for name in row["ap_by_class"]))
-    classes = classes if len(classes) <= MAX_CLASS_COLUMNS else []
+    classes = class_columns(list(dict.fromkeys(name for row in best for name in row["ap_by_class"])))
     rows = [["run", "changed", "model", "epochs", "best", "mean", *classes, "metric", "minutes", "data"]]
     for name, changed, run in entries:
         cells = [name, f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}"]
@@ -149,6 +148,11 @@ def comparison(compared: Comparison) -> str:
         table_lines([["setting", "A", "B"], *settings], left=(0, 1, 2)) if settings else ["no setting differs"],
     ]
     return "\n".join(line for table in tables for line in table)
+
+
+def class_columns(classes: Sequence[str]) -> Sequence[str]:
+    """Select the classes, where a table has room for a column of each."""
+    return classes if len(classes) <= MAX_CLASS_COLUMNS else ()
 
 
 def table_lines(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tinydet.check import MAX_CLASS_COLUMNS, Check, check_tables
+from tinydet.check import Check, check_tables
 from tinydet.metrics.coco import STATS
-from tinydet.runs import table_lines
+from tinydet.metrics.kitti import DIFFICULTIES
+from tinydet.runs import class_columns, table_lines
 from tinydet.training.loop import Started
 from tinydet.weights.load import LoadReport
 
-LEVELS = ("easy", "moderate", "hard")
 PRECISE = {"off": "float32", "bf16": "bfloat16 where it is safe", "fp16": "float16 where it is safe"}
 
 
@@ -37,7 +37,7 @@ def percent(value: float | None) -> str:
 def kitti_table(scores: Mapping[str, Any]) -> str:
     """Format KITTI AP in percent, with a note wherever so few objects were asked for that they cap it."""
     rows = [["AP %", "R40 easy", "moderate", "hard", "R11 easy", "moderate", "hard"]]
-    columns = [(kind, level) for kind in ("R40", "R11") for level in LEVELS]
+    columns = [(kind, level) for kind in ("R40", "R11") for level in DIFFICULTIES]
     rows += [[name, *(percent(scores[kind][name][level]) for kind, level in columns)] for name in scores["R40"]]
     notes = [
         f"{name} {level}: {int(count)} objects; with fewer than 41 R40 cannot exceed {max(0, count - 1) / 0.4:.1f}"
@@ -143,22 +143,17 @@ def weights_lines(report: LoadReport) -> Iterator[str]:
 
 def epoch_head(classes: Sequence[str]) -> str:
     """Format the head of the table that `epoch_row` fills."""
-    columns = few(classes)
+    columns = class_columns(classes)
     return epoch_line(["epoch", "lr", "train loss", "val loss", *columns, "mean", "time"], columns)
 
 
 def epoch_row(row: Mapping[str, Any], classes: Sequence[str], *, best: bool) -> str:
     """Format an epoch: losses, AP of every class and the primary metric, seconds; a star marks the best so far."""
-    columns = few(classes)
+    columns = class_columns(classes)
     cells = [str(row["epoch"]), f"{row['lr']:.2g}", f"{row['train']['total']:.3f}", f"{row['val']['total']:.3f}"]
     cells += [f"{row['ap_by_class'][name]:.1f}" if name in row["ap_by_class"] else "-" for name in columns]
     cells += [f"{row['ap']:.1f}", f"{row['train_seconds'] + row['val_seconds']:.0f} s"]
     return epoch_line(cells, columns) + (" *" if best else "")
-
-
-def few(classes: Sequence[str]) -> Sequence[str]:
-    """Select the classes, where there is room for a column of each."""
-    return classes if len(classes) <= MAX_CLASS_COLUMNS else ()
 
 
 def epoch_line(cells: list[str], classes: Iterable[str]) -> str:
