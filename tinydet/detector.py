@@ -179,7 +179,7 @@ class Detector:
                 outputs = outputs._replace(logits=outputs.logits[..., labels])
             anchors = model_anchors(self.config, (batch.images.shape[2], batch.images.shape[3]), device=self._device)
             every = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, method=method, **limits)
-            every = [Detections(*(field.cpu() for field in one)) for one in every]
+            every = [one.cpu() for one in every]
             found.append([*map(_mirror, every, view.sizes[:, 1].tolist())] if mirrored else every)
         fused = [_fuse(each, **limits) for each in zip(*found, strict=True)]
         return fused if labels is None else [one._replace(labels=labels[one.labels]) for one in fused]

@@ -61,7 +61,7 @@ def validate(
         losses = detection_loss(*outputs, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(batch.images)
         found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales)
-        detections += [Detections(*(field.cpu() for field in one)) for one in found]
+        detections += [one.cpu() for one in found]
     return Validation(Losses(*(total / max(len(detections), 1))), detections)
 
 

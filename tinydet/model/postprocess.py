@@ -23,6 +23,10 @@ class Detections(NamedTuple):
     scores: Tensor  # float[D] in [0, 1]
     labels: Tensor  # int64[D]: indices of the config's classes
 
+    def cpu(self) -> "Detections":
+        """Copy them to the CPU, where they are elsewhere."""
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
 
 def normalize(images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Normalise images to network input: (x / 255 - mean) / std. uint8[B 3 H W] -> float32[B 3 H W]."""
