@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.checkpoints import weights_of
+from tests.random_detections import found
 from tinydet.data.kitti import read_kitti_objects
 from tinydet.detector import VIEWS, Detector, Prediction, as_image, load
 from tinydet.errors import InputError
@@ -167,17 +168,6 @@ def test_a_detector_is_loaded_from_a_file(weights: Weights, image: np.ndarray, t
 # Predictions
 
 PAIR = ("Car", "Pedestrian")
-
-
-def found(count: int, *, seed: int = 0) -> Detections:
-    """Random detections, best first, with as many digits as a float32 has."""
-    rng = np.random.default_rng(seed)
-    corners, sides = rng.uniform(0, 600, (count, 2)), rng.uniform(0, 600, (count, 2))
-    scores = np.sort(10.0 ** rng.uniform(-6, 0, count))[::-1].copy()
-    boxes = np.concatenate([corners, corners + sides], axis=1)
-    return Detections(
-        torch.from_numpy(boxes).float(), torch.from_numpy(scores).float(), torch.from_numpy(rng.integers(0, 2, count))
-    )
 
 
 def test_a_json_line_holds_all_of_a_prediction() -> None:

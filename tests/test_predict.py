@@ -21,6 +21,7 @@ import tinydet.detector
 import tinydet.predict
 from tests.checkpoints import weights_of
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
+from tests.random_detections import found
 from tinydet.data.images import read_image
 from tinydet.data.kitti import KittiDataset
 from tinydet.detector import Detector, Prediction
@@ -65,17 +66,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> KittiDataset:
 def paths(dataset: KittiDataset) -> list[Path]:
     """Image files."""
     return [frame.path for frame in dataset.frames()]
-
-
-def found(count: int, *, seed: int = 0) -> Detections:
-    """Random detections, best first, with as many digits as a float32 has."""
-    rng = np.random.default_rng(seed)
-    corners, sides = rng.uniform(0, 600, (count, 2)), rng.uniform(0, 600, (count, 2))
-    scores = np.sort(10.0 ** rng.uniform(-6, 0, count))[::-1].copy()
-    boxes = np.concatenate([corners, corners + sides], axis=1)
-    return Detections(
-        torch.from_numpy(boxes).float(), torch.from_numpy(scores).float(), torch.from_numpy(rng.integers(0, 2, count))
-    )
 
 
 class Watched(np.ndarray):
