@@ -1,6 +1,7 @@
 """Images of every kind come out as upright RGB, and a letterbox moves boxes with their objects."""
 
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from tinydet.data.images import (
     Example,
@@ -224,3 +226,50 @@ def test_items_become_examples(image: Any, make: Any) -> None:
 def test_other_items_are_named(item: Any, complaint: str) -> None:
     with pytest.raises(InputError, match=rf"^item 5 of the data set.*{re.escape(complaint)}"):
         to_example(item, "5")
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+RESOLUTIONS = {"text": (2, b"72 dpi\0"), "-1/0": (10, struct.pack(">ii", -1, 0))}  # EXIF's type and value
+
+
+def orientation_of(path: Path, way: str) -> Path:
+    """Write 96x160 pixels that lie on their side by XMP, by a raw profile of ImageMagick's, or by EXIF."""
+    image, exif = Image.fromarray(np.zeros((96, 160, 3), np.uint8)), Image.Exif()
+    exif[0x0112] = 6
+    if way == "JPEG's XMP":
+        image.save(path, "JPEG", xmp=XMP)
+    elif way == "PNG's XMP":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        image.save(path, "PNG", pnginfo=info)
+    elif way == "raw profile":
+        info, data = PngInfo(), exif.tobytes()
+        info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+        image.save(path, "PNG", pnginfo=info)
+    else:
+        kind, data = RESOLUTIONS[way]
+        entries = struct.pack(">HHHIHHHHIII", 2, 0x0112, 3, 1, 6, 0, 0x011A, kind, 7 if kind == 2 else 1, 38, 0)
+        image.save(path, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + entries + data)
+    return path
+
+
+@pytest.mark.parametrize("way", ["JPEG's XMP", "PNG's XMP", "raw profile", "text", "-1/0"])
+def test_size_and_image_agree_on_what_is_upright(tmp_path: Path, way: str) -> None:
+    path = orientation_of(tmp_path / "a", way)
+    assert read_size(path) == read_image(path).shape[:2] == (160, 96)
+    with Image.open(path) as image:
+        assert image_to_rgb(image).shape == (160, 96, 3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, struct.error, KeyError, AssertionError])
+def test_whatever_a_decoder_raises_names_the_file(
+    tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.png", Image.new("RGB", (8, 8)))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("no such tile")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(InputError, match=r"a\.png: not a readable image \('?no such tile'?\)"):
+        read_image(path)

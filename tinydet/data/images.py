@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tinydet.errors import InputError
@@ -13,6 +13,16 @@ from tinydet.files import PathLike
 
 Box = tuple[float, float, float, float]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+# What makes an image upright, by EXIF's orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Example(NamedTuple):
@@ -32,20 +42,35 @@ def _open_image(path: PathLike) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # its decoders raise all kinds
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None)
-        raise InputError(f"{path}: not a readable image ({reason or error})") from error
+        raise InputError(f"{path}: not a readable image ({reason or str(error) or type(error).__name__})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the orientation, 1 to 8, in the EXIF or XMP before an image's pixels; 1, upright, where there is none."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    return Image.Image.getexif(image).get(0x0112, 1)  # PngImageFile's decodes the whole image in search of it
 
 
 def read_image(path: PathLike) -> np.ndarray:
-    """Read an image as uint8[H W 3], RGB, upright by its EXIF orientation; raise InputError where that fails."""
+    """Read an image as uint8[H W 3], RGB, upright by its orientation; raise InputError where that fails."""
     with _open_image(path) as image:
         return image_to_rgb(image)
 
 
+def read_size(path: PathLike) -> tuple[int, int]:
+    """Read the (height, width) of what `read_image` would give, from the file's header alone; raise as it does."""
+    with _open_image(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
 def image_to_rgb(image: Image.Image) -> np.ndarray:
     """Convert Pillow's image to upright RGB, uint8[H W 3]: 16 bits to their upper byte, and without its alpha."""
-    image = ImageOps.exif_transpose(image)
+    if (method := UPRIGHT.get(_orientation(image))) is not None:
+        image = image.transpose(method)
     if image.mode == "F":
         raise ValueError("floating point pixels have no known range")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips to 255 instead of scaling
@@ -53,15 +78,6 @@ def image_to_rgb(image: Image.Image) -> np.ndarray:
     elif image.has_transparency_data:  # Pillow warns of a transparent palette that is not taken through RGBA
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
-
-
-def read_size(path: PathLike) -> tuple[int, int]:
-    """Read the (height, width) of what `read_image` would give, from the file's header alone; raise as it does."""
-    with _open_image(path) as image:
-        width, height = image.size
-        # Without this guard Pillow decodes a whole PNG in search of an orientation.
-        sideways = "exif" in image.info and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (width, height) if sideways else (height, width)
 
 
 def letterbox_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
