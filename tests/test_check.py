@@ -167,7 +167,7 @@ def test_a_missing_val_is_an_error_and_the_rest_is_checked(tmp_path: Path) -> No
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither KITTI, YOLO nor COCO"):
+    with pytest.raises(InputError, match="holds no data set itself"):
         check(tmp_path)
 
 

@@ -29,9 +29,15 @@ def test_text_is_read_by_lines(tmp_path: Path) -> None:
     assert parse_lines(path, lambda line, *, where: (line, where)) == {
         n: (line, f"folder/a.txt:{n}") for n, line in enumerate(["ä b", "", "c"], start=1)
     }
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"^folder/a\.txt: not a text file$"):
-        read_text(path)
+    path.write_bytes("ä b\nc".encode("utf-16"))
+    assert read_text(path) == "ä b\nc"
+    for content in (b"a\n\xe4", "a\nb".encode("utf-16-be"), b"a\n\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"^folder/a\.txt:\d: not UTF-8 text; save it as UTF-8$"):
+            read_text(path)
+    errors: list[InputError] = []
+    assert parse_lines(path, lambda line, *, where: line, on_error=errors.append) == {}
+    assert len(errors) == 1
     with pytest.raises(InputError, match=r"gone\.txt: No such file"):
         read_text(tmp_path / "gone.txt")
     assert short_path("/x/y/z.txt") == "y/z.txt"

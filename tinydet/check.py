@@ -57,16 +57,21 @@ class Check(NamedTuple):
 def check_data(
     settings: TrainSettings, *, base: ModelConfig, progress: Callable[[int, int | None], None] | None = None
 ) -> Check:
-    """Read all of a data set, images too, and collect what is wrong; an InputError where nothing is left to check."""
-    errors: list[InputError] = []
+    """Read all of a data set, images too, and collect what is wrong.
+
+    Raises:
+        InputError: there is nothing to train on; a line for each error, which may be the reason, and that one last.
+    """
+    errors, ends, classes = list[InputError](), list[InputError](), settings.classes
     splits = ("train", "val") if settings.val is None else ("all", "all")
-    try:
-        train_set = open_dataset(settings.data, splits[0], classes=settings.classes, on_error=errors.append)
-    except InputError as error:  # of which the others may be the reason
-        raise InputError("\n".join(dict.fromkeys(map(str, [*errors, error])))) from None
+    options: dict[str, Any] = {"on_error": errors.append}
+    train_set = try_call(ends.append, open_dataset, settings.data, splits[0], classes=classes, **options)
+    classes = classes if train_set is None else train_set.classes
+    val_set = try_call(ends.append, open_dataset, settings.val or settings.data, splits[1], classes=classes, **options)
+    if train_set is None:
+        raise InputError("\n".join(dict.fromkeys(map(str, [*errors, *ends[1:], ends[0]]))))
+    errors += ends
     config = resolve_config(settings, train_set, base=base)
-    options = {"classes": train_set.classes, "on_error": errors.append}
-    val_set = try_call(errors.append, open_dataset, settings.val or settings.data, splits[1], **options)
     datasets = {"train": train_set} if val_set is None else {"train": train_set, "val": val_set}
 
     def read(dataset: DetectionDataset, row: int) -> list[InputError]:

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """An error in what the user gave: names the file, the line and the value; the command line exits with status 2."""
 
 
+class NotFoundError(InputError):
+    """An error that a path holds nothing of the kind that was looked for."""
+
+
 # What a reader calls with an error: if it returns, the reader leaves out what is wrong and goes on.
 OnError = Callable[[InputError], None]
 

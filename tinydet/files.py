@@ -1,10 +1,11 @@
 """Reading text with errors that name the file and the line, and writing files that are whole or not there."""
 
+import codecs
 import gc
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -34,19 +35,38 @@ def short_path(path: PathLike) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
+def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
+    """List the files of a folder by suffix, in any case, in order; links are followed, hidden files passed over."""
+    files, seen = list[Path](), set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            names = folders[:] = []
+        seen.add(real)
+        folders[:] = [name for name in folders if recursive and not name.startswith((".", "__MACOSX"))]
+        files += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
+    return sorted(files)
+
+
 def read_text(path: PathLike) -> str:
-    """Read a text file; raise InputError if it cannot be read or is not UTF-8."""
+    """Read a text file, UTF-8 or with a mark of UTF-16; raise InputError if it cannot be read or is neither."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{short_path(path)}: not a text file") from None
+        content = Path(path).read_bytes()
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        good = len(text.partition("\0")[0].encode()) if "\0" in text else None
+    except UnicodeDecodeError as error:
+        good = error.start
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    if good is not None:
+        line = content[:good].count(b"\n") + 1
+        raise InputError(f"{short_path(path)}:{line}: not UTF-8 text; save it as UTF-8")
+    return text
 
 
 def parse_lines(path: PathLike, parse: Callable[..., T], *args: Any, on_error: OnError = raise_error) -> dict[int, T]:
     """Map the numbers of a file's lines, but for blank ones at its end, to `parse(line, *args, where=file:number)`."""
-    lines, where = read_text(path).rstrip().splitlines(), short_path(path)
+    lines, where = (try_call(on_error, read_text, path) or "").rstrip().splitlines(), short_path(path)
     tried = ((n, try_call(on_error, parse, line, *args, where=f"{where}:{n}")) for n, line in enumerate(lines, start=1))
     return {n: parsed for n, parsed in tried if parsed is not None}
 

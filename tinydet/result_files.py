@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinydet.data.coco import parse_bbox, read_coco
+from tinydet.data.coco_file import parse_bbox, parse_id, read_coco
 from tinydet.data.dataset import as_annotations
 from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_kitti, kitti_labels, read_kitti_objects
 from tinydet.errors import InputError
@@ -41,7 +41,7 @@ def evaluate_files(
 
 def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
     """Compute the AP of a file of COCO results."""
-    truth, content = read_coco(data), read_json(predictions)
+    truth, content = read_coco(data, needs_files=False), read_json(predictions)
     if not isinstance(content, list):
         raise InputError(f"{short_path(predictions)}: not COCO results; there must be a list of detections")
     images, labels = ({i: n for n, i in enumerate(ids)} for ids in (truth.image_ids.tolist(), truth.categories))
@@ -51,20 +51,26 @@ def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
         if not isinstance(one, dict):
             raise InputError(f"{where} is not an object ({one!r})")
         values: list[Any] = [one.get(key) for key in ("image_id", "category_id", "score")]
-        image, category, score = values
-        if type(image) not in (int, float) or image not in images:
-            raise InputError(f"{where}: image_id {image!r} is not among the annotated images")
+        (image, category), score = map(parse_id, values[:2]), values[2]
+        if image not in images:
+            raise InputError(f"{where}: image_id {values[0]!r} is not among the annotated images")
+        if category is None:
+            raise InputError(f"{where}: category_id {values[1]!r} must be a number or text")
         if type(score) not in (int, float) or not math.isfinite(score):
             raise InputError(f"{where}: score {score!r} is not a finite number")
         box = parse_bbox(one.get("bbox"), where=where)
-        if type(category) in (int, float) and category in labels:
+        if category in labels:
             rows.append([images[image], labels[category], *box, score])
     table = np.array(rows, np.float64).reshape(-1, 7)
     result = CocoResult(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
     unknown = len(content) - len(rows)
-    note = f"{unknown} of {len(content)} detections are of categories that {short_path(data)} does not have"
+    notes = [*truth.notes]
+    if unknown:
+        notes.append(f"{unknown} of {len(content)} detections are of categories that {short_path(data)} does not have")
+    if (truth.annotation_ids == 0).any():
+        notes.append(f"{short_path(data)}: an annotation has the id 0; pycocotools takes it for never detected")
     numbers = coco_numbers(CocoTruth(*truth.annotations), result, classes=[*map(str, labels)])
-    return numbers, [note] if unknown else []
+    return numbers, notes
 
 
 def _evaluate_kitti(data: Path, predictions: Path, *, classes: Sequence[str], split: str) -> Evaluation:

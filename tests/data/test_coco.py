@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.kitti_folders import write_kitti
-from tinydet.data.coco import CocoDataset, coco_json, find_coco, read_coco
+from tinydet.data.coco import CocoDataset, coco_json
+from tinydet.data.coco_file import find_coco, read_coco
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
 from tinydet.errors import InputError
@@ -69,7 +70,8 @@ def test_ids_of_any_numbers_and_categories_by_name(tmp_path: Path) -> None:
     assert annotations.boxes[:2].tolist() == [[10, 10, 20, 30], [70, 50, 20, 30]]  # as written
     assert annotations.crowd.tolist() == [False, False, True]
     assert [dataset.origin(m) for m in range(3)] == [f"{tmp_path.name}/a.json: annotation {i}" for i in (1, 2, 3)]
-    assert dataset.notes == ("no image holds bird",)
+    assert dataset.notes[0] == "no image holds bird"
+    assert dataset.notes[1].startswith("1 of 2 boxes leave their image by more than 5%")
     assert dataset[0].image.shape == (60, 80, 3)
 
 
@@ -143,7 +145,7 @@ def test_one_file_is_split_in_blocks(tmp_path: Path) -> None:
 def test_two_files_of_one_split(tmp_path: Path) -> None:
     for name in ("train_a.json", "train_b.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=r"both train_a\.json and train_b\.json may be the train annotations"):
+    with pytest.raises(InputError, match=r"both .*/train_a\.json and .*/train_b\.json may be the train annotations"):
         find_coco(tmp_path)
 
 
@@ -156,8 +158,8 @@ def test_a_folder_without_annotations(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"images": 5}, "not COCO annotations; there must be lists"),
-        ({"images": [{"id": "2", "file_name": "a"}]}, "image number 0 has no whole id"),
-        ({"images": [{"id": 2}]}, "image number 0 has no whole id, or no file_name"),
+        ({"images": [{"id": [2], "file_name": "a"}]}, "image number 0 has no id"),
+        ({"images": [{"id": 2}]}, "image number 0 has no id, or no file_name"),
         ({"images": [{"id": 2, "file_name": "a"}] * 2}, "two entries for one image have the id 2"),
         ({"categories": [*CATEGORIES, {"id": 4, "name": "Cat"}]}, "two categories are called 'cat'"),
         ({"annotations": [7]}, r"annotation number 0 is not an object \(7\)"),
@@ -252,7 +254,7 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
         CocoDataset(path, "all")
     (tmp_path / "p500.png").unlink()
     (tmp_path / "p2.png").unlink()
-    with pytest.raises(InputError, match=r"found no image 'p2\.png'; looked in "):
+    with pytest.raises(InputError, match=r"a\.json: found none of its 3 images, such as 'p2\.png'; looked in "):
         CocoDataset(path, "all")
 
 
@@ -279,3 +281,133 @@ def test_kitti_as_coco_is_the_same_data(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(coco, name), getattr(kitti, name))
     np.testing.assert_allclose(coco.boxes, kitti.boxes, atol=1e-4)
     np.testing.assert_array_equal(coco[3].image, kitti[3].image)
+
+
+LAYOUTS = {  # paths of the annotations and of the images, by split
+    "COCO 2017": ("annotations/instances_{split}2017.json", "{split}2017"),
+    "any stem before": ("custom_{split}.json", "{split}2017"),
+    "any stem after": ("annotations/{split}_of_mine.json", "images/{split}"),
+    "CVAT": ("annotations/instances_{Split}.json", "images/{Split}"),
+    "Roboflow": ("{split}/_annotations.coco.json", "{split}"),
+    "FiftyOne": ("{split}/labels.json", "{split}/data"),
+    "images of both": ("annotations/{split}.json", "images"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_annotations_and_images_of_tools_are_found(tmp_path: Path, layout: str) -> None:
+    file, folder = LAYOUTS[layout]
+    for split, number in (("train", 1), ("val", 2)):
+        data = content()
+        for image in data["images"]:  # the same names in both splits, but for images of both in one folder
+            image["file_name"] = f"{number if folder == 'images' else 0}-{image['id']}.JPG"
+        names = {"split": split, "Split": split.title()}
+        write_coco(tmp_path / file.format(**names), data, images=tmp_path / folder.format(**names))
+        (tmp_path / file.format(**names)).with_name("._x.json").write_bytes(b"\x00\x05\x16\x07")
+    for split in ("train", "val"):
+        paths = CocoDataset(tmp_path, split).paths.tolist()
+        where = tmp_path / folder.format(split=split, Split=split.title())
+        assert {Path(path).parent for path in paths} == {where}
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "prefix"),
+    [
+        ("annotations/instances_default.json", "images/default", ""),  # CVAT
+        ("labels.json", "data", ""),  # FiftyOne
+        ("result.json", "images", "images\\"),  # Label Studio on Windows
+        ("result.json", "images", "C:\\Users\\me\\media\\upload\\1\\"),
+        ("result.json", "images", "/home/me/media/upload/1/"),
+        ("a.json", ".", "../raw/"),
+    ],
+)
+def test_one_file_for_both_splits(tmp_path: Path, file: str, folder: str, prefix: str) -> None:
+    path = write_coco(tmp_path / file, content(), images=tmp_path / folder)
+    data = content()
+    for image in data["images"]:
+        image["file_name"] = prefix + image["file_name"]
+    path.write_text(json.dumps(data))
+    expected = [str(tmp_path / folder / f"p{i}.png") for i in (2, 31, 500)]
+    assert CocoDataset(tmp_path, "all").paths.tolist() == expected
+
+
+def test_images_are_found_by_any_of_them(tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "a.json", content(), images=tmp_path / "images")
+    (tmp_path / "images/p2.png").unlink()
+    errors: list[InputError] = []
+    assert CocoDataset(path, "all", on_error=errors.append).image_ids.tolist() == [31, 500]
+    assert [str(error) for error in errors] == [
+        f"{tmp_path}/images/p2.png: not a readable image (No such file or directory)"
+    ]
+
+
+def test_other_data_beside_the_folder_are_left_alone(tmp_path: Path) -> None:
+    write_coco(tmp_path / "other/a.json", content())
+    path = write_coco(tmp_path / "mine/a.json", content())
+    for image in path.parent.glob("*.png"):
+        image.unlink()
+    with pytest.raises(InputError, match="found none of its 3 images"):
+        CocoDataset(path, "all")
+
+
+def test_one_file_of_two_images(tmp_path: Path) -> None:
+    data = content()
+    data["images"][0]["file_name"] = "./p2.png"
+    with pytest.raises(InputError, match=r"a\.json: images 2 and 500 are one file, .*/p2\.png"):
+        CocoDataset(write_coco(tmp_path / "a.json", data), "all")
+
+
+@pytest.mark.parametrize("names", [["car"], ["cell", "car"]])
+def test_the_group_of_roboflow_is_no_class(tmp_path: Path, names: list[str]) -> None:
+    data = content(categories=[{"id": 0, "name": names[0], "supercategory": "none"}])
+    data["categories"] += [{"id": i, "name": f"{names[-1]}{i - 3 or ''}", "supercategory": names[0]} for i in (3, 90)]
+    dataset = CocoDataset(write_coco(tmp_path / "a.json", data), "all")
+    assert dataset.classes == (names[-1], f"{names[-1]}87")
+    assert f"a.json: category 0 {names[0]!r} is left out: it groups all others" in dataset.notes[0]
+    data["annotations"][0]["category_id"] = 0
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    if len(names) == 2:
+        assert CocoDataset(tmp_path / "a.json", "all").classes[0] == "cell"
+
+
+def test_numbers_may_be_text_where_they_can_mean_one_thing(tmp_path: Path) -> None:
+    data = json.loads(json.dumps(content()))
+    for image in data["images"]:
+        image |= {"id": str(image["id"]), "width": "80", "height": "60"}
+    data["annotations"][0] |= {"iscrowd": "0", "area": None, "category_id": "3"}
+    dataset = CocoDataset(write_coco(tmp_path / "a.json", data), "all")
+    assert dataset.image_ids.tolist() == [2, 31, 500]
+    assert dataset.coco_annotations().areas[0] == 600
+    assert not dataset.coco_annotations().crowd[0]
+    data["annotations"][0]["iscrowd"] = "no"
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="annotation 1: iscrowd 'no' must be 0 or 1"):
+        CocoDataset(tmp_path / "a.json", "all")
+
+
+def test_dont_care_is_an_ignore_region_and_no_class(tmp_path: Path) -> None:
+    data = content(categories=[*CATEGORIES[:2], {"id": 17, "name": "DontCare"}])
+    data["annotations"].append(annotation(4, 31, 17, [5, 5, 10, 10]))
+    dataset = CocoDataset(write_coco(tmp_path / "a.json", data), "all")
+    assert dataset.classes == ("cat", "dog")
+    assert labels_of(dataset) == [[0, 1], [IGNORE, IGNORE], []]
+    annotations = dataset.coco_annotations()
+    assert annotations.labels.tolist() == [0, 1, 0, 0, 1]
+    assert annotations.crowd.tolist() == [False, False, True, True, True]
+
+
+def test_a_val_file_may_name_fewer_categories(tmp_path: Path) -> None:
+    write_coco(tmp_path / "train.json", content())
+    data = content(categories=CATEGORIES[1:2], annotations=[annotation(1, 2, 3, [10, 10, 20, 30])])
+    write_coco(tmp_path / "val.json", data)
+    val = CocoDataset(tmp_path, "val", classes=CocoDataset(tmp_path).classes)
+    assert (val.classes, val.category_ids) == (("cat", "bird", "dog"), (3, None, None))
+    assert val.notes[0].endswith("val.json: does not name bird, dog")
+
+
+def test_ignore_regions_of_every_class_are_one(tmp_path: Path) -> None:
+    data = content()
+    data["annotations"] += [annotation(n, 31, n, [0, 0, 40, 40], iscrowd=1) for n in (90, 17)]
+    dataset = CocoDataset(write_coco(tmp_path / "a.json", data), "all")
+    assert labels_of(dataset) == [[0, 2], [IGNORE], []]
+    assert dataset.coco_annotations().labels.tolist() == [0, 2, 0, 2, 1]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.kitti_folders import HEIGHT, WIDTH, label_line, write_frame, write_kitti
 from tinydet.data.kitti import KittiDataset, find_kitti, read_kitti_objects
-from tinydet.errors import InputError
+from tinydet.errors import InputError, NotFoundError
 from tinydet.labels import IGNORE
 
 CAR = label_line("Car", (10, 20, 60, 50))
@@ -110,7 +110,7 @@ def test_a_result_box_may_be_empty_but_not_inverted(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = label_file(tmp_path, "")
     path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(InputError, match=r"label_2/000012\.txt: not a text file"):
+    with pytest.raises(InputError, match=r"label_2/000012\.txt:1: not UTF-8 text; save it as UTF-8"):
         read_kitti_objects(path)
     with pytest.raises(InputError, match=r"gone\.txt: No such file"):
         read_kitti_objects(tmp_path / "gone.txt")
@@ -127,13 +127,17 @@ def test_every_known_layout_is_found(tmp_path: Path, layout: str) -> None:
     assert find_kitti(str(tmp_path)).lists == lists
 
 
-def test_nothing_found_says_where_it_looked(tmp_path: Path) -> None:
-    (tmp_path / "image_2").mkdir()
-    with pytest.raises(InputError) as raised:
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="found no image_2 and label_2"):
         find_kitti(tmp_path)
-    for place in (tmp_path, tmp_path / "training", tmp_path / "Kitti" / "raw" / "training"):
-        assert str(place) in str(raised.value)
-    assert "\n" not in str(raised.value)
+    (tmp_path / "training/label_2").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"training/label_2 is there, but no .*/training/image_2$"):
+        find_kitti(tmp_path)
+
+
+def test_names_in_lists_may_have_a_suffix(tmp_path: Path) -> None:
+    write_kitti(tmp_path, 3, lists={"train": ["000002.txt", "000000.png"], "val": ["000001"]})
+    assert KittiDataset(tmp_path, classes=["Car"]).names.tolist() == ["000002", "000000"]
 
 
 def test_lists_decide_the_split_and_their_order(tmp_path: Path) -> None:
@@ -156,7 +160,7 @@ def test_lists_decide_the_split_and_their_order(tmp_path: Path) -> None:
             "ImageSets/val.txt:2: frame '000000' was listed before, in ImageSets/train.txt:1",
         ),
         ({"train": [], "val": ["000001"]}, "ImageSets/train.txt: lists no frames"),
-        ({"val": ["000001"]}, "ImageSets/train.txt: No such file"),
+        ({"val": ["000001"]}, "ImageSets: has no train.txt"),
     ],
 )
 def test_a_bad_list_is_named(tmp_path: Path, lists: dict[str, list[str]], complaint: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,20 +28,26 @@ def test_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (yolo / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
     (yolo / "data.yaml").write_text(YAML.replace("images/train", "train.txt"))
     read: list[str] = []
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def count(path: Path, *args: Any, **kwargs: Any) -> str:
+    def count(path: Path) -> bytes:
         read.append(path.name)
-        return read_text(path, *args, **kwargs)
+        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_text", count)
+    monkeypatch.setattr(Path, "read_bytes", count)
     open_dataset(yolo, "train")
     assert sorted(read) == ["a.txt", "data.yaml", "train.txt"]
 
 
 def test_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match=r"neither KITTI, YOLO nor COCO: .*; found no data\.yaml; found no"):
+    with pytest.raises(InputError, match=r"holds no data set itself: no image_2 and label_2 \(KITTI\), no data\.yaml"):
+        open_dataset(tmp_path)
+    inner = write_kitti(tmp_path / "unpacked", 4)
+    with pytest.raises(InputError, match=rf"holds no data set itself; give the path of {inner}$"):
+        open_dataset(tmp_path)
+    (tmp_path / "image_2").mkdir()
+    with pytest.raises(InputError, match=r"^[^;:]*/image_2 is there, but no [^;:]*/label_2$"):
         open_dataset(tmp_path)
     with pytest.raises(InputError, match="gone: no such file or folder"):
         open_dataset(tmp_path / "gone")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydet.data.yolo import YoloDataset, find_yolo, read_yolo
+from tinydet.data.yolo import YoloDataset, find_yolo
+from tinydet.data.yolo_rows import read_yolo
 from tinydet.errors import InputError
 
 
@@ -99,10 +100,11 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
         ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
         ("names: [cat]\nnc: 2\ntrain: images", "nc is 2, and there are 1 names"),
         ("names: [cat]", "says neither train nor val"),
-        ("names: [cat]\ntrain: photos", "'photos' is not there; looked for "),
-        ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: image 'gone\.png' is not there"),
-        ("names: [cat, dog]\ntrain: images/train\nval: images/train", "is both in train and in val"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("names: [cat]\ntrain: photos", "names 'photos', which is not there; looked for "),
+        ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: names 'gone\.png', which is not there"),
+        ("!!python/object/apply:os.system ['true']", "not a YOLO data file"),
+        ("names: [cat, Cat]\ntrain: images", "two classes are called 'cat'"),
+        ("names: [cat]\nkpt_shape: 17\ntrain: images", r"kpt_shape must be \[keypoints, numbers of each\], got '17'"),
     ],
 )
 def test_what_is_wrong_with_data_yaml_is_named(tmp_path: Path, yaml: str, said: str) -> None:
@@ -117,22 +119,23 @@ def test_two_yaml_files_or_none(tmp_path: Path) -> None:
         find_yolo(tmp_path)
     for name in ("a.yaml", "b.yml"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"found 2 YAML files, a\.yaml, b\.yml"):
+    with pytest.raises(InputError, match=r"a\.yaml, b\.yml: give the path of one"):
         find_yolo(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("0 .5 .5 .1", "expected a class and 4 numbers"),
-        ("0 .5 .5 .1 .1 .9", "expected a class and 4 numbers, or an outline"),
+        ("0 .5 .5 .1", r"expected a class, and a box, an outline, .* \('0 .5 .5 .1'\)"),
+        ("0 .5 .5 .1 .1 -1.5", r"expected a class, and a box, .* \(0.5 0.5 0.1 0.1 -1.5\)"),
+        ("0.5 .5 .5 .1 .1", r"class '0\.5' is not one of 0 \.\. 1"),
         ("2 .5 .5 .1 .1", r"class '2' is not one of 0 \.\. 1"),
-        ("cat .5 .5 .1 .1", "class 'cat' is not one of"),
+        ("cat .5 .5 .1 .1", r"class is not a number \('cat'\)"),
         ("0 .5 x .1 .1", r"is not a number \('x'\)"),
         ("0 .5 nan .1 .1", r"is not finite \('nan'\)"),
-        ("0 .5 .5 0 .1", "width and height must be positive, got 0 and 0.1"),
-        ("0 40 20 10 10", r"the box leaves its image \(35 15 45 25, as shares of it\); are these pixels\?"),
-        ("0 .1 .1 .1 .2 .1 .3", "the outline has no width or height"),
+        ("0 .5 .5 0 .1", r"the box 0.5 0.45 0.5 0.55 \(x1 y1 x2 y2\) has no width or no height"),
+        ("0 40 20 10 10", r"the box 35 15 45 25 .* is not in shares of its image; are these pixels\?"),
+        ("0 .1 .1 .1 .2 .1 .3", "the outline 0.1 0.1 0.1 0.3 .* has no width or no height"),
     ],
 )
 def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -140,13 +143,191 @@ def test_a_line_that_does_not_parse_is_named(tmp_path: Path, line: str, said: st
     path.parent.mkdir()
     path.write_text(f"1 .5 .5 .1 .1\n{line}\n")
     with pytest.raises(InputError, match=rf"labels/a\.txt:2.*{said}"):
-        read_yolo(path, classes=2)
+        read_yolo([path], classes=2)
     errors: list[InputError] = []
     path.write_text(f"{line}\n1 .5 .5 .1 .1\n")
-    labels, boxes, lines = read_yolo(path, classes=2, on_error=errors.append)
+    ((labels, boxes, lines),) = read_yolo([path], classes=2, on_error=errors.append)
     assert (labels.tolist(), len(boxes), lines, len(errors)) == ([1], 1, [2], 1)
 
 
-def test_a_hair_outside_is_rounding(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("0 0.05 0.5 0.1002 1.0\n")
-    assert read_yolo(tmp_path / "a.txt", classes=1)[1][0][0] == pytest.approx(-1e-4)
+BOX, OUTLINE = [0.3, 0.4, 0.5, 0.6], [0.1, 0.1, 0.4, 0.6]  # xyxy of the rows below
+
+
+@pytest.mark.parametrize(
+    ("rows", "keypoints", "box"),
+    [
+        (["0 .4 .5 .2 .2 .9"], None, BOX),  # with a score
+        (["0 .4 .5 .2 .2 17"], None, BOX),  # with a track id
+        (["0 .4 .5 .2 .2 .9 17"], None, BOX),  # with both
+        (["0.0 .4 .5 .2 .2"], None, BOX),
+        (["0 .4 .5 .2 .2 .35 .45 .4 .5 .45 .55"], (3, 2), BOX),
+        (["0 .4 .5 .2 .2 .35 .45 2 .4 .5 0 .45 .55 1"], (3, 3), BOX),
+        (["0 .4 .5 .2 .2 .35 .45 2 .4 .5 0"], None, BOX),  # no outline has a corner at 2
+        (["0 .4 .5 .2 .2 .35 .45 2"], None, BOX),
+        (["0 .1 .1 .4 .1 .4 .6 .1 .6"], None, OUTLINE),
+        (["0 .1 .1 .4 .1 .4 .6"], None, OUTLINE),
+        (["0 .1 .1 .4 .1 .4 .6 .1 .6"], (0, 0), OUTLINE),
+        (["0 .1 .1 .4 .1 .4 .6", "1 .1 .1 .2 .9 .2 0", "1 .1 .2 .2 .9 .25 .7"], None, OUTLINE),  # one ends at the edge
+        (["0 .4 .5 .2 .2 .9 1", "0 .4 .5 .2 .2 .9 7"], None, BOX),  # told by the second
+    ],
+)
+def test_what_a_row_is_is_told_by_rule(
+    tmp_path: Path, rows: list[str], keypoints: tuple[int, int] | None, box: list[float]
+) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    (found,) = read_yolo([tmp_path / "a.txt"], classes=2, keypoints=keypoints)
+    np.testing.assert_allclose(found.boxes[0], box, rtol=1e-9)
+    assert found.lines == [*range(1, len(rows) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "keypoints", "said"),
+    [
+        (
+            "0 .4 .5 .2 .2 .9 1",
+            None,
+            "may be an outline of 3 points, or a box and a score and a track id: name kpt_shape",
+        ),
+        (
+            "0 .7 .8 .1 .1 .68 .78 .72 .82",
+            None,
+            "may be an outline of 4 points, or a box and 2 keypoints: name kpt_shape",
+        ),
+        (
+            "0 .4 .5 .2 .2 .4 .5 1 .4 .5 0",
+            None,
+            "an outline of 5 points, or a box and 2 keypoints and their visibility",
+        ),
+        ("0 .4 .5 .2 .2 .4 .5", (3, 2), "expected a class, a box, and 3 keypoints of 2 numbers, as kpt_shape says"),
+        ("0 .4 .5 .2 .2 .4 .5 .7", None, "expected a class, and a box, an outline, a box and keypoints"),
+    ],
+)
+def test_what_fits_two_readings_is_named(
+    tmp_path: Path, row: str, keypoints: tuple[int, int] | None, said: str
+) -> None:
+    (tmp_path / "a.txt").write_text(f"0 .5 .5 .5 .5\n{row}\n")
+    with pytest.raises(InputError, match=rf"/a\.txt:2: .*{said}"):
+        read_yolo([tmp_path / "a.txt"], classes=1, keypoints=keypoints)
+
+
+def test_outlines_of_many_shapes_are_no_keypoints(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, (300, 6)))
+    centres, radii = rng.uniform(0.1, 0.9, (300, 1, 2)), rng.uniform(0.02, 0.1, (300, 1, 1))
+    corners = centres + radii * np.stack([np.cos(angles), np.sin(angles)], -1)
+    for count in (4, 5, 6):
+        some = corners[:, :count].reshape(300, -1).round(6)
+        (tmp_path / "a.txt").write_text("\n".join(f"0 {' '.join(map(str, row))}" for row in some.tolist()))
+        (found,) = read_yolo([tmp_path / "a.txt"], classes=1)
+        np.testing.assert_allclose(found.boxes[:, 2:], some.reshape(300, -1, 2).max(1), atol=1e-9)
+
+
+def test_names_and_numbers_are_read_as_written(tmp_path: Path) -> None:
+    yaml = "train: images/train\nval: images/val\nnc: '3'\nnames: [yes, no, 007]\nkpt_shape: [1, 3]\n"
+    folder = find_yolo(write_yolo(tmp_path, yaml, LABELS))
+    assert (folder.names, folder.keypoints) == (("yes", "no", "007"), (1, 3))
+
+
+def test_boxes_leave_their_image_by_one_rule(tmp_path: Path) -> None:
+    labels: dict[str, str | None] = {
+        "train/a": "0 0.05 0.5 0.102 1.0\n0 0 .5 .5 .5\n1 .5 .5 .1 .1\n",
+        "val/b": "0 .5 .5 1 1",
+    }
+    train = YoloDataset(write_yolo(tmp_path, YAML, labels))
+    assert train.boxes[:2].tolist() == [[0, 0, pytest.approx(8.08), 40], [0, 10, 20, 30]]
+    (note,) = train.notes
+    assert note.startswith("1 of 3 boxes leave their image by more than 5%, and are clipped: corners instead of sizes?")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images/{split}", "images/{split}"),
+        ("Images/{split}", "Labels/{split}"),
+        ("{split}/images", "{split}/labels"),
+        ("images/of/{split}", "images/of/{split}"),
+        ("{split}", "{split}"),
+    ],
+)
+def test_where_label_files_lie(tmp_path: Path, images: str, labels: str) -> None:
+    root = tmp_path / "images" / "set"  # a folder further up that has the name too
+    for split in ("train", "val"):
+        for folder in (images, labels):
+            (root / folder.format(split=split)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 40)).save(root / images.format(split=split) / "a.PNG")
+        (root / labels.format(split=split) / "a.TXT").write_text("1 .5 .5 .5 .5\n0 .1 .1 .1 .1\n")
+        (root / labels.format(split=split) / "classes.txt").write_text("cat\ndog\n")
+    yaml = f"train: {images.format(split='train')}\nval: {images.format(split='val')}\nnames: [cat, dog]"
+    (root / "data.yaml").write_text(yaml)
+    train = YoloDataset(root)
+    assert (train.labels.tolist(), train.notes) == ([1, 0], ())
+
+
+def test_no_label_file_at_all(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, YAML, {"train/a": None, "train/b": None, "val/c": None})
+    with pytest.raises(
+        InputError, match=r"data\.yaml: none of 2 train images has a label file, such as .*train/a\.txt"
+    ):
+        YoloDataset(root)
+
+
+def test_two_images_of_one_label_file(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, YAML, LABELS)
+    Image.new("RGB", (80, 40)).save(root / "images/train/a.jpg")
+    with pytest.raises(InputError, match=r"train/a\.png: a\.jpg has the same label file, train/a\.txt; rename one"):
+        YoloDataset(root)
+    errors: list[InputError] = []
+    assert YoloDataset(root, on_error=errors.append).paths.tolist() == [
+        str(root / f"images/train/{n}") for n in ("a.jpg", "b.png")
+    ]
+    assert len(errors) == 1
+
+
+def test_files_of_systems_are_passed_over_and_links_followed(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "set", YAML, LABELS)
+    for name in ("images/train/._a.png", "labels/train/._a.txt", "._data.yaml", "images/train/Thumbs.db"):
+        (root / name).write_bytes(b"\x00\x05\x16\x07")
+    for hidden in (".ipynb_checkpoints", "__MACOSX"):
+        (root / "images/train" / hidden).mkdir()
+        Image.new("RGB", (80, 40)).save(root / f"images/train/{hidden}/a-checkpoint.png")
+    store = write_yolo(tmp_path / "store", YAML, {"x/d": "0 .5 .5 .1 .1"})
+    (root / "images/train/cam").symlink_to(store / "images/x")
+    (root / "labels/train/cam").symlink_to(store / "labels/x")
+    (root / "images/train/cam/again").symlink_to(root / "images/train")  # a circle
+    train = YoloDataset(root)
+    assert train.names.tolist() == ["a", "b", "d"]
+    assert train.labels.tolist() == [0, 1, 0]
+
+
+def test_train_that_is_val_is_noted(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "train: images/train\nval: images/train\nnames: [cat, dog]", LABELS)
+    assert "2 images are in train and in val: the score will be too good" in YoloDataset(root, "val").notes[0]
+
+
+@pytest.mark.parametrize("split_folders", [True, False])
+def test_a_folder_of_label_studio_has_classes_and_no_yaml(tmp_path: Path, split_folders: bool) -> None:
+    labels = LABELS if split_folders else {name.replace("/", "-"): text for name, text in LABELS.items()}
+    write_yolo(tmp_path, "", labels)
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "notes.json").write_text('{"categories": []}')
+    with pytest.raises(InputError, match=r"there are labels, but no data\.yaml or classes\.txt"):
+        find_yolo(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    train, val = (YoloDataset(tmp_path, split) for split in ("train", "val"))
+    assert (train.classes, len(train), len(val)) == (("cat", "dog"), 2, 1)
+    assert ("blocks" in train.split_note) != split_folders
+
+
+def test_darknets_obj_data_as_cvat_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "obj_train_data").mkdir()
+    for i in range(4):
+        Image.new("RGB", (80, 40)).save(tmp_path / f"obj_train_data/{i}.png")
+        (tmp_path / f"obj_train_data/{i}.txt").write_text("1 .5 .5 .5 .5\n0 .1 .1 .1 .1\n")
+    (tmp_path / "train.txt").write_text("".join(f"data/obj_train_data/{i}.png\n" for i in range(4)))
+    (tmp_path / "obj.names").write_text("cat\ndog\n")
+    (tmp_path / "obj.data").write_text(
+        "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+    )
+    train = YoloDataset(tmp_path)
+    assert (train.classes, len(train), train.labels.tolist()) == (("cat", "dog"), 3, [1, 0] * 3)
+    assert train.notes == ()

@@ -155,7 +155,7 @@ def predict(
       find . -name "*.jpg" | tinydet predict -
     """
     from tinydet.cli.text import counted
-    from tinydet.data.coco import read_coco
+    from tinydet.data.coco_file import read_coco
     from tinydet.detector import Detector
     from tinydet.predict import collect_images, predict_images, read_stdin, save_predictions
 

@@ -15,6 +15,7 @@ from tinydet.errors import InputError, OnError, raise_error
 from tinydet.files import short_path
 from tinydet.labels import BACKGROUND, IGNORE
 
+SLIVER = 0.05  # of a box's area, which rounding may leave outside of its image
 Self = TypeVar("Self", bound="DetectionDataset")
 
 
@@ -57,12 +58,20 @@ class CocoAnnotations(NamedTuple):
 
 def as_annotations(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray, *, classes: int) -> CocoAnnotations:
     """Convert xyxy boxes to COCO's annotations: an ignore region to a crowd of every class, BACKGROUND to nothing."""
+    boxes = boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    annotations = CocoAnnotations(images, labels, boxes, boxes[:, 2] * boxes[:, 3], labels == IGNORE)
+    return crowds_of_every_class(annotations, classes=classes)
+
+
+def crowds_of_every_class(annotations: CocoAnnotations, *, classes: int) -> CocoAnnotations:
+    """Repeat annotations labelled IGNORE for every class, and leave out those labelled BACKGROUND."""
+    labels = annotations.labels
     times = np.where(labels == IGNORE, classes, labels != BACKGROUND)
     rows = np.repeat(np.arange(len(labels)), times)
-    crowd, nth = labels[rows] == IGNORE, np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
-    boxes = boxes.astype(np.float64)[rows]
-    boxes[:, 2:] -= boxes[:, :2]
-    return CocoAnnotations(images[rows], np.where(crowd, nth, labels[rows]), boxes, boxes[:, 2] * boxes[:, 3], crowd)
+    nth = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    taken = CocoAnnotations(*(column[rows] for column in annotations))
+    return taken._replace(labels=np.where(taken.labels == IGNORE, nth, taken.labels))
 
 
 def gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +145,11 @@ class DetectionDataset(Dataset[Example]):
             (height, width), where = columns.sizes[images[m]], self._origin(images[m], columns.lines[m])
             box = " ".join(f"{side:g}" for side in columns.boxes[m].tolist())
             on_error(InputError(f"{where}: box {box} (x1 y1 x2 y2) lies outside of its {width}x{height} image"))
+        inside, whole = ((box[:, 2:] - box[:, :2]).clip(0).prod(axis=1) for box in (boxes, columns.boxes))
+        objects = columns.labels >= 0
+        if leaving := int(((inside < (1 - SLIVER) * whole) & objects).sum()):
+            text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}, and are clipped"
+            self.notes += (f"{text}: corners instead of sizes? labels of another resolution?",)
         keep = (columns.labels != BACKGROUND) & ~empty
         offsets, per_box = np.searchsorted(images[keep], np.arange(len(self) + 1)), (boxes, *columns[5:])
         self._columns = self._taken = Columns(*columns[:3], offsets, *(column[keep] for column in per_box))

@@ -10,8 +10,8 @@ import numpy as np
 from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_frames
 from tinydet.data.images import read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
-from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import PathLike, parse_float, parse_lines, short_path
+from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
+from tinydet.files import PathLike, list_files, parse_float, parse_lines, short_path
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
@@ -60,7 +60,7 @@ def _parse_line(line: str, fields: Sequence[str], *, where: str) -> tuple[str, l
 def kitti_labels(types: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Label objects: IGNORE for DontCare and neighbours of a class, BACKGROUND for strangers; int64[N]."""
     neighbours = {NEIGHBOURS[name] for name in map(str.lower, classes) if name in NEIGHBOURS}
-    return class_labels(types, classes, ignored={"dontcare", *neighbours})
+    return class_labels(types, classes, ignored=neighbours)
 
 
 class KittiFolder(NamedTuple):
@@ -79,8 +79,11 @@ def find_kitti(root: PathLike) -> KittiFolder:
             lists = (parent / "ImageSets" for parent in (folder, folder.parent))
             found = (place for place in lists if any((place / f"{split}.txt").is_file() for split in ("train", "val")))
             return KittiFolder(folder / "image_2", folder / "label_2", next(found, None))
-    looked = ", ".join(map(str, places))
-    raise InputError(f"{root}: found no folder that holds both image_2 and label_2; looked in {looked}")
+    for folder in places:
+        for there, missing in (("image_2", "label_2"), ("label_2", "image_2")):
+            if (folder / there).is_dir():
+                raise InputError(f"{folder / there} is there, but no {folder / missing}")
+    raise NotFoundError(f"{root}: found no image_2 and label_2")
 
 
 class KittiDataset(DetectionDataset):
@@ -107,7 +110,8 @@ class KittiDataset(DetectionDataset):
         names, note = _split_names(folder, images, labels, split=split, seed=seed, on_error=on_error)
         sizes = {name: size for name in names if (size := try_call(on_error, read_size, images[name]))}
         objects = [read_kitti_objects(labels[name], on_error=on_error) for name in sizes]
-        resolve_classes(classes, Counter(kind for one in objects for kind in one.types), split=split)
+        counts = Counter(kind for one in objects for kind in one.types)
+        resolve_classes(classes, counts, split=split, where=short_path(folder.labels))
         frames = [
             Frame(name, images[name], size, one.boxes, kitti_labels(one.types, classes))
             for (name, size), one in zip(sizes.items(), objects, strict=True)
@@ -129,7 +133,7 @@ class KittiDataset(DetectionDataset):
 def _by_stem(folder: Path, suffixes: str) -> Paths:
     """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
     paths: Paths = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes.split()):
+    for path in list_files(folder, suffixes.split()):
         if (first := paths.setdefault(path.stem, path)) != path:
             raise InputError(f"{folder}: image {path.stem!r} is there twice, {first.name} and {path.name}")
     return paths
@@ -159,7 +163,7 @@ def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_e
     listed: dict[str, str] = {}
 
     def check(line: str, *, where: str) -> str:
-        name = line.strip()
+        name = line.strip().removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
         for what, known in (("image", images), ("label", labels)):
             if name not in known:
                 raise InputError(f"{where}: frame {name!r} has no {what}")
@@ -167,7 +171,9 @@ def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_e
             raise InputError(f"{where}: frame {name!r} was listed before, in {first}")
         return name
 
-    there = [part for part in ("train", "val") if part == split or (lists / f"{part}.txt").is_file()]
+    there = [part for part in ("train", "val") if (lists / f"{part}.txt").is_file()]
+    if split not in there:
+        raise InputError(f"{lists}: has no {split}.txt")
     names = {part: [*parse_lines(lists / f"{part}.txt", check, on_error=on_error).values()] for part in there}
     if not names[split]:
         raise InputError(f"{short_path(lists / split)}.txt: lists no frames")

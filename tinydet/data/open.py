@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.coco import CocoDataset, find_coco
+from tinydet.data.coco import CocoDataset
+from tinydet.data.coco_file import find_coco
 from tinydet.data.kitti import KittiDataset, find_kitti
 from tinydet.data.yolo import YoloDataset, find_yolo
-from tinydet.errors import InputError, OnError, raise_error, try_call
+from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
 from tinydet.files import PathLike
 
 READERS: dict[Any, Any] = {find_kitti: KittiDataset, find_yolo: YoloDataset, find_coco: CocoDataset}
+FORMATS = "no image_2 and label_2 (KITTI), no data.yaml or classes.txt (YOLO), no JSON of annotations (COCO)"
 
 
 def open_dataset(
@@ -33,11 +35,17 @@ def open_dataset(
     Raises:
         InputError: it is none of the three, or something in it is wrong: names the file, the line and the value.
     """
-    if not Path(root).exists():
+    root = Path(root)
+    if not root.exists():
         raise InputError(f"{root}: no such file or folder")
     errors: list[InputError] = []
     for find, reader in READERS.items():
         if (found := try_call(errors.append, find, root)) is not None:
             return reader(found, split, classes=classes, seed=seed, on_error=on_error)
-    looked = "; ".join(str(error).removeprefix(f"{root}: ") for error in errors)
-    raise InputError(f"{root}: neither KITTI, YOLO nor COCO: {looked}")
+    for error in errors:  # what is there in part says more than what is not there at all
+        if not isinstance(error, NotFoundError):
+            raise error
+    inner = [one for one in sorted(root.iterdir()) if one.is_dir() and one.name[0] != "."] if root.is_dir() else []
+    found_in = [one for one in inner for find in READERS if try_call(errors.append, find, one) is not None]
+    hint = f"; give the path of {found_in[0]}" if found_in else f": {FORMATS}"
+    raise InputError(f"{root}: holds no data set itself{hint}")

@@ -1,12 +1,22 @@
 """Which images are of a split, and which classes they hold."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tinydet.errors import InputError
+from tinydet.errors import InputError, nearest
 from tinydet.labels import BACKGROUND, IGNORE
+
+DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+
+
+def split_of(name: str) -> str | None:
+    """Tell the split from the words in the name of a file or folder, such as val2017; None if none says it."""
+    splits = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def check_split(split: str) -> None:
@@ -28,31 +38,44 @@ def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[
 
 
 def resolve_classes(
-    classes: Sequence[str] | None, counts: Mapping[str, int], *, split: str, named: Sequence[str] = ()
+    classes: Sequence[str] | None, counts: Mapping[str, int], *, split: str, where: str, named: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Choose the classes of a split, all that a file has `named` when None, and note which of these hold no object."""
-    of_split, held = "" if split == "all" else f"{split} ", {name: count for name, count in counts.items() if count}
+    """Choose the classes of a split, all that a file has `named` when None, and note which of these hold no object.
+
+    DontCare, in any case, is no class: its boxes are ignore regions. `where` names the data in messages.
+    """
+    of_split = "" if split == "all" else f"{split} "
+    held = {name: count for name, count in counts.items() if count and name.lower() != DONT_CARE}
+    named = [name for name in named if name.lower() != DONT_CARE]
     if classes is None:
         if split != "val" and not held:
-            raise InputError(f"the {of_split}images hold no objects")
+            raise InputError(f"{where}: the {of_split}images hold no objects")
         absent = [name for name in named if name not in held]
         return tuple(named), [f"no {of_split}image holds {', '.join(absent)}"] if absent else []
     lower, occurring = [name.lower() for name in classes], {name.lower() for name in held}
-    if unknown := [name for name in classes if named and name.lower() not in map(str.lower, named)]:
-        raise InputError(f"no class {unknown[0]!r}; there are {', '.join(named)}")
-    if not classes or len(set(lower)) < len(lower) or "dontcare" in lower:
+    if not classes or len(set(lower)) < len(lower) or DONT_CARE in lower:
         raise InputError(f"classes must be distinct names other than DontCare, got {', '.join(classes) or 'none'}")
+    unknown = [name for name in classes if named and name.lower() not in map(str.lower, named)]
+    if unknown and (split == "train" or len(unknown) == len(classes)):
+        raise InputError(f"{where}: no class {unknown[0]!r}; there are {', '.join(named)}{nearest(unknown[0], named)}")
     missing = [name for name in classes if name.lower() not in occurring]
     if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
         there = ", ".join(f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])) or "nothing"
-        raise InputError(f"no {of_split}label holds class {missing[0]!r}; they hold {there}")
-    return tuple(classes), []
+        raise InputError(f"{where}: no {of_split}label holds class {missing[0]!r}; they hold {there}")
+    return tuple(classes), [f"{where}: does not name {', '.join(unknown)}"] if unknown else []
 
 
 def class_labels(names: Iterable[str], classes: Sequence[str], *, ignored: Collection[str] = ()) -> np.ndarray:
-    """Label class names, in any case, int64[N]: `ignored` ones (lower case) IGNORE, all others BACKGROUND."""
-    known = {**dict.fromkeys(ignored, IGNORE), **{name.lower(): label for label, name in enumerate(classes)}}
+    """Label class names, in any case, int64[N]: DontCare and `ignored` (lower case) IGNORE, all others BACKGROUND."""
+    regions = dict.fromkeys((DONT_CARE, *ignored), IGNORE)
+    known = {**regions, **{name.lower(): label for label, name in enumerate(classes)}}
     return np.array([known.get(name.lower(), BACKGROUND) for name in names], dtype=np.int64)
+
+
+def shared_note(train: Collection[Path], val: Collection[Path]) -> list[str]:
+    """Say in a sentence how many images of val are in train too, where there are any."""
+    both = len(set(train) & set(val))
+    return [f"{both} of {len(val)} val images are in train too: the score will be too good"] if both else []
 
 
 def left_over_note(what: str, names: Collection[str], folder: Path) -> list[str]:

@@ -1,66 +1,91 @@
-"""YOLO's folders: a data.yaml, images, and beside them a text file of boxes for each."""
+"""YOLO's folders: images, a text file of boxes for each, and a data.yaml, obj.data or classes.txt of class names."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
-from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
-from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import PathLike, parse_float, parse_lines, read_text, short_path
+from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes, split_of
+from tinydet.data.yolo_rows import read_yolo
+from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
+from tinydet.files import PathLike, list_files, parse_lines, read_text, short_path
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
-TOLERANCE = 1e-3  # of a side by which a box may leave its image: what is written with three or more decimals does
+NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of classes, a line each, where nothing names splits
+OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
 
 
 class YoloFolder(NamedTuple):
-    """What a data.yaml says."""
+    """What a YOLO folder holds."""
 
-    path: Path
+    path: Path  # of the file that names the classes
     names: tuple[str, ...]  # of the classes
     images: dict[str, list[Path]]  # by split
+    keypoints: tuple[int, int] | None  # of each object, and the numbers of each: kpt_shape
 
 
 def find_yolo(root: PathLike) -> YoloFolder:
-    """Find and read the data.yaml of a folder, or the YAML file itself."""
-    files = [file for file in (Path(root), *sorted(Path(root).glob("*"))) if file.suffix in (".yaml", ".yml")]
-    if len(files) != 1:
-        what = f"{len(files)} YAML files, {', '.join(file.name for file in files)}" if files else "no data.yaml"
-        raise InputError(f"{root}: found {what}")
-    file, where, content = files[0], short_path(files[0]), _read_yaml(files[0])
-    names = content["names"]
+    """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
+    root, kinds = Path(root), (".yaml", ".yml", ".data")
+    files = list_files(root, kinds) if root.is_dir() else [root] if root.suffix.lower() in kinds else []
+    files = [file for file in files if file.stem.lower() in ("data", "obj")] or files
+    if len(files) > 1:
+        raise InputError(f"{root}: {', '.join(file.name for file in files)}: give the path of one")
+    if files:
+        return _read_config(files[0])
+    for file in (root / name for name in NAME_FILES):
+        if file.is_file():
+            names = [line for line in map(str.strip, read_text(file).splitlines()) if line]
+            return YoloFolder(file, _check_names(names, where=short_path(file)), _split_by_folder(root), None)
+    if (root / "labels").is_dir():
+        raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
+    raise NotFoundError(f"{root}: found no data.yaml")
+
+
+def _read_config(file: Path) -> YoloFolder:
+    """Read a data.yaml, or darknet's obj.data, which names a file of class names."""
+    content, where = (_read_yaml if file.suffix != ".data" else _read_data)(file), short_path(file)
+    names, nc, shape = content.get("names"), content.get("nc"), content.get("kpt_shape")
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
-            raise InputError(f"{where}: names must be numbered from 0 without gaps, got {sorted(names, key=str)}")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise InputError(f"{where}: names must be a list of classes, got {names!r}")
-    if content.get("nc") not in (None, len(names)):
-        raise InputError(f"{where}: nc is {content['nc']!r}, and there are {len(names)} names")
-    base = (file.parent / str(content.get("path") or "")).resolve()
-    base = base if base.is_dir() else file.parent
-    images = {}
+        if set(names) != set(map(str, range(len(names)))):
+            raise InputError(f"{where}: names must be numbered from 0 without gaps, got {', '.join(names)}")
+        names = [names[str(i)] for i in range(len(names))]
+    known = _check_names(names, where=where)
+    if nc not in (None, str(len(known))):
+        raise InputError(f"{where}: nc is {nc}, and there are {len(known)} names")
+    if shape is not None and not (isinstance(shape, list) and len(shape) == 2 and all(map(str.isdecimal, shape))):
+        raise InputError(f"{where}: kpt_shape must be [keypoints, numbers of each], got {shape!r}")
+    base = file.parent / (content.get("path") or "")
+    base, images = base if base.is_dir() else file.parent, {}
     for split, keys in SPLIT_KEYS.items():
-        if places := next((content[key] for key in keys if content.get(key)), None):
+        if places := next((content[key] for key in keys if content.get(key) not in (None, "", "null", "~")), None):
             listed = places if isinstance(places, list) else [places]
             images[split] = [image for place in listed for image in _list_images(base, str(place), where=where)]
     if not images:
         raise InputError(f"{where}: says neither train nor val")
-    return YoloFolder(file, tuple(map(str, names)), images)
+    return YoloFolder(file, known, images, None if shape is None else (int(shape[0]), int(shape[1])))
 
 
-def _read_yaml(file: Path) -> dict[Any, Any]:
-    """Read a YAML file of plain values that has names."""
+def _check_names(names: Any, *, where: str) -> tuple[str, ...]:
+    """Check that class names are different words."""
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{where}: names must be a list of classes, got {names!r}")
+    if twice := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
+        raise InputError(f"{where}: two classes are called {twice[0]!r}")
+    return tuple(names)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file that has names, with all values as they are written: yes is a name, and 007 too."""
     try:
         import yaml
     except ModuleNotFoundError:
         raise InputError(f"{file}: needs PyYAML, which comes with albumentations: pip install pyyaml") from None
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.load(read_text(file), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{short_path(file)}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "names" not in content:
@@ -68,27 +93,58 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     return content
 
 
+def _read_data(file: Path) -> dict[str, Any]:
+    """Read darknet's lines "key = value", with the names in the file that they name."""
+    pairs = (line.partition("=") for line in read_text(file).splitlines())
+    content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+    names = read_text(_resolve(file.parent, content.get("names", ""), where=short_path(file)))
+    return {
+        **content,
+        "nc": content.get("classes"),
+        "names": [line.strip() for line in names.split("\n") if line.strip()],
+    }
+
+
+def _resolve(base: Path, place: str, *, where: str) -> Path:
+    """Find what a file names, in its folder too when it names folders of another machine."""
+    parts = PurePosixPath(place.strip().replace("\\", "/")).parts
+    path = base.joinpath(*parts)
+    # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
+    while parts and not path.exists() and (parts[0] in ("/", "..") or not (base / parts[0]).exists()):
+        parts = parts[1:]
+        path = base.joinpath(*parts)
+    if not parts or not path.exists():
+        raise InputError(f"{where}: names {place.strip()!r}, which is not there; looked for {base / place.strip()}")
+    return path
+
+
 def _list_images(base: Path, place: str, *, where: str) -> list[Path]:
     """List the images of a folder, or those that a text file lists, in order."""
-    # Roboflow writes ../train/images, from a folder that the file does not lie in.
-    path = next((one for one in (base / place, base / place.removeprefix("../")) if one.exists()), None)
-    if path is None:
-        raise InputError(f"{where}: {place!r} is not there; looked for {base / place}")
+    path = _resolve(base, place, where=where)
     if path.is_dir():
-        return sorted(one for one in path.rglob("*") if one.suffix.lower() in IMAGE_SUFFIXES)
+        return list_files(path, IMAGE_SUFFIXES, recursive=True)
 
     def find(line: str, *, where: str) -> Path:
-        if not (image := path.parent / line.strip()).is_file():
-            raise InputError(f"{where}: image {line.strip()!r} is not there")
-        return image
+        return _resolve(path.parent, line, where=where)
 
     return [*parse_lines(path, find).values()]
+
+
+def _split_by_folder(root: Path) -> dict[str, list[Path]]:
+    """List the images of a folder by the split that names of folders say; as train where they say none."""
+    images = list_files(root, IMAGE_SUFFIXES, recursive=True)
+    found: dict[str, list[Path]] = {}
+    for image in images:
+        splits = [split for part in image.relative_to(root).parts[:-1] if (split := split_of(part))]
+        found.setdefault(splits[0] if splits else "", []).append(image)
+    return {split: found[split] for split in SPLIT_KEYS} if found.keys() >= {*SPLIT_KEYS} else {"train": images}
 
 
 class YoloDataset(DetectionDataset):
     """One split of a YOLO folder; the arguments and errors are those of `open_dataset`.
 
-    An image without a text file holds no objects. Of an outline, more than four numbers, the box around it is taken.
+    An image without a text file holds no objects. Of an outline the box around it is taken, of a row of keypoints its
+    box.
     """
 
     kind = "YOLO"
@@ -105,17 +161,29 @@ class YoloDataset(DetectionDataset):
         check_split(split)
         folder = root if isinstance(root, YoloFolder) else find_yolo(root)
         images, note = _split_images(folder, split=split, seed=seed)
+        texts = find_labels([*dict.fromkeys(image for listed in folder.images.values() for image in listed)])
+        where, notes = short_path(folder.path), list[str]()
+        if len(folder.images) == 2 and (shared := len(set(folder.images["train"]) & set(folder.images["val"]))):
+            notes.append(f"{where}: {shared} images are in train and in val: the score will be too good")
+        first = {text: image for image, text in reversed(texts.items())}
+        for image in [image for image in images if first[texts[image]] != image]:
+            other = f"{first[texts[image]].name} has the same label file, {short_path(texts[image])}"
+            on_error(InputError(f"{short_path(image)}: {other}; rename one of them"))
+            images.remove(image)
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
-        texts = [_label_file(image) for image, _ in sized]
-        objects = [read_yolo(text, classes=len(folder.names), on_error=on_error) for text in texts]
+        self._texts = [texts[image] for image, _ in sized]
+        if sized and not any(text.is_file() for text in self._texts):
+            raise InputError(f"{where}: none of {len(sized)} {split} images has a label file, such as {self._texts[0]}")
+        objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
-        chosen, notes = resolve_classes(classes, counts, split=split, named=folder.names)
-        if bare := sum(not text.is_file() for text in texts):
+        chosen, more = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
+        notes += more
+        if bare := sum(not text.is_file() for text in self._texts):
             notes.append(f"{bare} of {len(sized)} {split} images have no label file: they count as without objects")
-        known = {_label_file(image) for listed in folder.images.values() for image in listed}
-        for place in sorted({text.parent for text in texts}):
-            names = {text.name for text in place.glob("*.txt") if text not in known}
-            notes += left_over_note("label files", names, place)
+        known = set(texts.values())
+        for place in sorted({text.parent for text in self._texts}):
+            names = {text.name for text in list_files(place, [".txt"]) if text not in known}
+            notes += left_over_note("label files", {name for name in names if not OTHER_TEXT.fullmatch(name)}, place)
         label_of = class_labels(folder.names, chosen)
         frames = [
             Frame(image.stem, image, size, boxes * (size[::-1] * 2), label_of[labels])
@@ -125,55 +193,40 @@ class YoloDataset(DetectionDataset):
         super().__init__(columns, classes=chosen, split_note=note, notes=notes, on_error=on_error)
 
     def _origin(self, row: int, line: int) -> str:
-        return f"{short_path(_label_file(Path(self._columns.paths[row])))}:{line}"
+        return f"{short_path(self._texts[row])}:{line}"
 
 
 def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Path], str]:
     """Choose the images of a split, and say how."""
-    path, _, both = folder
+    path, both = folder.path, folder.images
     everything = [*dict.fromkeys(image for images in both.values() for image in images)]
     if split == "all":
         return everything, f"all {len(everything)} images that {path} names"
     if len(both) == 2:
-        if shared := set(both["train"]) & set(both["val"]):
-            raise InputError(f"{short_path(path)}: {min(shared)} is both in train and in val")
-        return both[split], f"{len(both[split])} {split} images, as {path} says"
+        return [*both[split]], f"{len(both[split])} {split} images, as {path} says"
     rows, note = draw_split(len(everything), split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
     return [everything[row] for row in rows], note
 
 
-def _label_file(image: Path) -> Path:
-    """Find where the boxes of an image are: in `labels` for the last `images` of its path, else beside it."""
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def find_labels(images: Sequence[Path]) -> dict[Path, Path]:
+    """Find the text file of each image, or where it would be: in `labels` for `images` of its path, or beside it."""
+    texts: dict[Path, Path] = {}
+    by_folder: dict[Path, list[Path]] = {}
+    for image in images:
+        by_folder.setdefault(image.parent, []).append(image)
+    for folder, some in by_folder.items():
+        listed = [
+            (place, {text.stem: text for text in list_files(place, [".txt"])}) for place in _label_folders(folder)
+        ]
+        place, known = max(listed, key=lambda one: sum(image.stem in one[1] for image in some))
+        texts |= {image: known.get(image.stem, place / f"{image.stem}.txt") for image in some}
+    return texts
 
 
-def read_yolo(path: Path, *, classes: int, on_error: OnError = raise_error) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Read one image's objects, none without a file: classes int64[N], xyxy shares of it float64[N 4], lines."""
-    rows = parse_lines(path, _parse_line, classes, on_error=on_error) if path.is_file() else {}
-    table = np.array([*rows.values()], dtype=np.float64).reshape(-1, 5)
-    return table[:, 0].astype(np.int64), table[:, 1:], [*rows]
-
-
-def _parse_line(line: str, classes: int, *, where: str) -> list[float]:
-    """Parse the class and the xyxy box of one line, of centre, width and height, or of the corners of an outline."""
-    words = line.split()
-    if len(words) < 5 or len(words) % 2 == 0:
-        raise InputError(f"{where}: expected a class and 4 numbers, or an outline's corners ({line.strip()!r})")
-    if not words[0].isdecimal() or int(words[0]) >= classes:
-        raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
-    values = [parse_float(word, where=where) for word in words[1:]]
-    box = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
-    if len(values) == 4:
-        x, y, width, height = values
-        if width <= 0 or height <= 0:
-            raise InputError(f"{where}: width and height must be positive, got {width:g} and {height:g}")
-        box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-    elif box[0] == box[2] or box[1] == box[3]:
-        raise InputError(f"{where}: the outline has no width or height")
-    if min(box) < -TOLERANCE or max(box) > 1 + TOLERANCE:
-        sides = " ".join(f"{side:g}" for side in box)
-        raise InputError(f"{where}: the box leaves its image ({sides}, as shares of it); are these pixels?")
-    return [int(words[0]), *box]
+def _label_folders(folder: Path) -> Iterator[Path]:
+    """List where the text files of a folder of images may be, the likeliest first."""
+    parts = folder.parts
+    for i in reversed(range(len(parts))):
+        if parts[i].lower() == "images":
+            yield from (Path(*parts[:i], name, *parts[i + 1 :]) for name in ("labels", "Labels", "LABELS"))
+    yield folder

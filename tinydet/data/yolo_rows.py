@@ -1,0 +1,123 @@
+"""The rows of YOLO's text files: a box, an outline, a box with keypoints, or with a score and a track id."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tinydet.errors import InputError, OnError, raise_error
+from tinydet.files import parse_float, parse_lines, short_path
+
+FARTHEST = 2.0  # sides of an image from its corner: what is further is no share of it
+BESIDE = 0.5  # sides of an image by which the points of an outline may lie outside
+MARGIN = 0.05  # sides of a box by which its keypoints may lie outside
+EXPECTED = "expected a class, and a box, an outline, a box and keypoints, or a box with a score or a track id"
+
+
+class Objects(NamedTuple):
+    """The objects of one image."""
+
+    labels: np.ndarray  # int64[N], class
+    boxes: np.ndarray  # float64[N 4], xyxy, shares of the image
+    lines: list[int]  # N
+
+
+def read_yolo(
+    paths: Sequence[Path], *, classes: int, keypoints: tuple[int, int] | None = None, on_error: OnError = raise_error
+) -> list[Objects]:
+    """Read the text files of images, none of which need be there.
+
+    What the numbers after a class are is told by how many there are, by `keypoints` (of an object, and the numbers of
+    each), and by what all rows of that length can be; where that may be two things, it is an error that names both.
+    """
+    files = [parse_lines(path, _parse_row, classes, on_error=on_error) if path.is_file() else {} for path in paths]
+    rows = [(i, n, row) for i, file in enumerate(files) for n, row in file.items()]
+    lengths, boxes, good = np.array([len(row) for *_, row in rows]), np.zeros((len(rows), 4)), np.zeros(len(rows), bool)
+    for length in np.unique(lengths):
+        index = np.flatnonzero(lengths == length)
+        boxes[index], faults = _to_boxes(np.array([rows[m][2][1:] for m in index]), keypoints)
+        good[index] = [not fault for fault in faults]
+        for m, fault in zip(index, faults, strict=True):
+            if fault:
+                on_error(InputError(f"{short_path(paths[rows[m][0]])}:{rows[m][1]}: {fault}"))
+    labels, lines = (
+        np.array(column, dtype=np.int64) for column in ([row[0] for *_, row in rows], [n for _, n, _ in rows])
+    )
+    ends = np.cumsum([0, *map(len, files)])
+    parts = (np.arange(start, end)[good[start:end]] for start, end in pairwise(ends))
+    return [Objects(labels[part], boxes[part], lines[part].tolist()) for part in parts]
+
+
+def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
+    """Parse one line, a class and at least four numbers."""
+    words = line.split()
+    if len(words) < 5:
+        raise InputError(f"{where}: {EXPECTED} ({line.strip()!r})")
+    label = parse_float(words[0], where=f"{where}: class")
+    if not label.is_integer() or not 0 <= label < classes:
+        raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
+    return [label, *(parse_float(word, where=where) for word in words[1:])]
+
+
+def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[np.ndarray, list[str]]:
+    """Compute xyxy boxes of rows of one length, float[R n] -> float[R 4], shares of the image, and what is wrong."""
+    kind, error = _row_kind(rows, keypoints)
+    if error:
+        return np.zeros((len(rows), 4)), [f"{error} ({_format(row)})" for row in rows]
+    if kind == "outline":
+        points = rows.reshape(len(rows), -1, 2)
+        boxes = np.concatenate([points.min(1), points.max(1)], axis=1)
+    else:
+        centres, halves = rows[:, :2], rows[:, 2:4] / 2
+        boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    faults = [""] * len(rows)
+    for i in np.flatnonzero((boxes[:, 2:] <= boxes[:, :2]).any(1)).tolist():
+        faults[i] = f"the {kind} {_format(boxes[i])} (x1 y1 x2 y2) has no width or no height"
+    for i in np.flatnonzero((abs(boxes) > FARTHEST).any(1)).tolist():
+        faults[i] = f"the {kind} {_format(boxes[i])} (x1 y1 x2 y2) is not in shares of its image; are these pixels?"
+    return boxes, faults
+
+
+def _format(row: np.ndarray) -> str:
+    """Format numbers as messages do."""
+    return " ".join(f"{value:g}" for value in row.tolist())
+
+
+def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[str, str]:
+    """Tell what rows of one length, float[R n], are: "box" or "outline"; or else what is wrong with them."""
+    n = rows.shape[1]
+    if n == 4 or (keypoints and n == 4 + keypoints[0] * keypoints[1]):
+        return "box", ""
+    if keypoints and keypoints[0]:
+        return "", f"expected a class, a box, and {keypoints[0]} keypoints of {keypoints[1]} numbers, as kpt_shape says"
+    scored, numbered = np.less_equal(abs(rows[:, 4] - 0.5), 0.5), np.equal(rows[:, -1] % 1, 0)
+    readings: dict[str, np.ndarray] = {}  # by what may follow a box: bool[R]
+    if n == 5:
+        readings["a score or a track id"] = scored | numbered
+    if n == 6:
+        readings["a score and a track id"] = scored & numbered
+    if n >= 7 and n % 3 == 1:
+        readings[f"{n // 3 - 1} keypoints and their visibility"] = np.asarray(np.isin(rows[:, 6::3], (0, 1, 2)).all(1))
+    if n % 2 == 0:
+        readings[f"{n // 2 - 2} keypoints"] = _like_keypoints(rows)
+    outline = n % 2 == 0 and bool((abs(rows - 0.5) <= 0.5 + BESIDE).all())
+    for name, fits in readings.items():
+        if not outline and fits.all():
+            return "box", ""
+        if outline and fits.mean() > 0.5 and keypoints is None:
+            both = f"an outline of {n // 2} points, or a box and {name}"
+            return "", f"may be {both}: name kpt_shape in data.yaml, [0, 0] for outlines"
+    return ("", EXPECTED) if n % 2 else ("outline", "")
+
+
+def _like_keypoints(rows: np.ndarray) -> np.ndarray:
+    """Tell which rows look like a box and points within, and would be an odd outline. float[R n] -> bool[R]."""
+    centres, sizes, points = rows[:, None, :2], rows[:, None, 2:4], rows[:, 4:].reshape(len(rows), -1, 2)
+    inside = (abs(points - centres) <= (0.5 + MARGIN) * sizes).all((1, 2))
+    others = np.concatenate([centres, points], axis=1)
+    low, high, second = others.min(1), others.max(1), rows[:, 2:4]
+    # As the second point of an outline, the sizes lie further from all other points than these from each other.
+    distance = np.maximum(low - second, second - high)
+    return inside & (distance > high - low).any(1)
