@@ -27,7 +27,7 @@ def test_text_is_read_by_lines(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes("\ufeffä b\r\n\nc\n\n \n".encode())
     assert parse_lines(path, lambda line, *, where: (line, where)) == {
-        n: (line, f"folder/a.txt:{n}") for n, line in enumerate(["ä b", "", "c"], start=1)
+        n: (line, f"folder/a.txt:{n}") for n, line in enumerate(["ä b", "", "c"], start=1) if line
     }
     path.write_bytes("ä b\nc".encode("utf-16"))
     assert read_text(path) == "ä b\nc"

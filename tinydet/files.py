@@ -65,9 +65,9 @@ def read_text(path: PathLike) -> str:
 
 
 def parse_lines(path: PathLike, parse: Callable[..., T], *args: Any, on_error: OnError = raise_error) -> dict[int, T]:
-    """Map the numbers of a file's lines, but for blank ones at its end, to `parse(line, *args, where=file:number)`."""
-    lines, where = (try_call(on_error, read_text, path) or "").rstrip().splitlines(), short_path(path)
-    tried = ((n, try_call(on_error, parse, line, *args, where=f"{where}:{n}")) for n, line in enumerate(lines, start=1))
+    """Map the numbers of a file's lines, but for blank ones, to `parse(line, *args, where=file:number)`."""
+    lines, where = enumerate((try_call(on_error, read_text, path) or "").splitlines(), start=1), short_path(path)
+    tried = ((n, try_call(on_error, parse, line, *args, where=f"{where}:{n}")) for n, line in lines if line.strip())
     return {n: parsed for n, parsed in tried if parsed is not None}
 
 

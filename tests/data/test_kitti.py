@@ -79,7 +79,6 @@ def test_results_come_back_as_they_were_written(tmp_path_factory: pytest.TempPat
     [
         ("Car 0 0", "expected 15 fields, got 3 ('Car 0 0')"),
         (CAR + " 0.9", "expected 15 fields, got 16"),
-        ("", "expected 15 fields, got 0 ('')"),
         (CAR.replace("10.00", "10,00"), "x1 is not a number ('10,00')"),
         (CAR.replace("44.49", "nan"), "z is not finite ('nan')"),
         (CAR.replace("60.00", "1e999"), "x2 is not finite ('1e999')"),
@@ -114,6 +113,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         read_kitti_objects(path)
     with pytest.raises(InputError, match=r"gone\.txt: No such file"):
         read_kitti_objects(tmp_path / "gone.txt")
+
+
+def test_the_archives_are_unpacked_side_by_side(tmp_path: Path) -> None:
+    write_kitti(tmp_path / "data_object_image_2", 3)
+    labels = tmp_path / "data_object_label_2/training/label_2"
+    labels.parent.mkdir(parents=True)
+    (tmp_path / "data_object_image_2/training/label_2").rename(labels)
+    assert find_kitti(tmp_path) == (tmp_path / "data_object_image_2/training/image_2", labels, None)
 
 
 @pytest.mark.parametrize("layout", ["", "training", "raw/training", "Kitti/raw/training"])

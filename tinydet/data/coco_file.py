@@ -79,7 +79,8 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
 
     They are in the folder that holds most of a sample. File names may begin with folders of another machine.
     """
-    names = [PurePosixPath(name.replace("\\", "/")).parts for name in file_names]
+    slashed = (name.replace("\\", "/") for name in file_names)
+    names = [PurePosixPath(name).parts if "/" in name else (name,) for name in slashed]  # pathlib takes its time
     sample, looked = names[:: -(-len(names) // SAMPLE)], list[str]()
     starts = range(max(map(len, sample)))
     for folders in _image_folders(path):
@@ -182,11 +183,11 @@ def _group(categories: dict[Id, dict[str, Any]], annotations: Sequence[Any]) -> 
 
 def parse_id(value: Any) -> Id | None:
     """Parse an id, a number or text; text that spells a whole number is that number; None if it is neither."""
+    if type(value) is int and abs(value) < 2**63:
+        return value
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 19 and str(int(value)) == value else value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and abs(value) < 2**63 else None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else None
 
 
 def _size(image: dict[str, Any], *, where: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from tinydet.errors import InputError
 from tinydet.files import PathLike
 
 Box = tuple[float, float, float, float]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".avif")
 # What makes an image upright, by EXIF's orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

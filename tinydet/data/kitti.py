@@ -1,14 +1,14 @@
 """KITTI: label and result files as arrays, and a data set of one split of a folder."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_frames
-from tinydet.data.images import read_size
+from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
 from tinydet.files import PathLike, list_files, parse_float, parse_lines, short_path
@@ -72,17 +72,20 @@ class KittiFolder(NamedTuple):
 
 
 def find_kitti(root: PathLike) -> KittiFolder:
-    """Find images and labels in KITTI's folder, its `training`, or where torchvision keeps it."""
-    places = [Path(root) / place for place in ("", "training", "raw/training", "Kitti/raw/training")]
-    for folder in places:
-        if (folder / "image_2").is_dir() and (folder / "label_2").is_dir():
-            lists = (parent / "ImageSets" for parent in (folder, folder.parent))
+    """Find images and labels in KITTI's folder, its `training`, where its archives or torchvision put them."""
+    root = Path(root)
+    places = [root / place for place in ("", "training", "raw/training", "Kitti/raw/training")]
+    both = [(place / "image_2", place / "label_2") for place in places]
+    both.append((root / "data_object_image_2/training/image_2", root / "data_object_label_2/training/label_2"))
+    for images, labels in both:
+        if images.is_dir() and labels.is_dir():
+            lists = (folder / "ImageSets" for folder in (images.parent, images.parent.parent, root))
             found = (place for place in lists if any((place / f"{split}.txt").is_file() for split in ("train", "val")))
-            return KittiFolder(folder / "image_2", folder / "label_2", next(found, None))
-    for folder in places:
-        for there, missing in (("image_2", "label_2"), ("label_2", "image_2")):
-            if (folder / there).is_dir():
-                raise InputError(f"{folder / there} is there, but no {folder / missing}")
+            return KittiFolder(images, labels, next(found, None))
+    for pair in both:
+        for there, missing in (pair, pair[::-1]):
+            if there.is_dir():
+                raise InputError(f"{there} is there, but no {missing}")
     raise NotFoundError(f"{root}: found no image_2 and label_2")
 
 
@@ -106,7 +109,7 @@ class KittiDataset(DetectionDataset):
         check_split(split)
         classes = KITTI_CLASSES if classes is None else tuple(classes)
         self._folder = folder = root if isinstance(root, KittiFolder) else find_kitti(root)
-        images, labels = _by_stem(folder.images, ".png .jpg .jpeg"), _by_stem(folder.labels, ".txt")
+        images, labels = _by_stem(folder.images, IMAGE_SUFFIXES), _by_stem(folder.labels, [".txt"])
         names, note = _split_names(folder, images, labels, split=split, seed=seed, on_error=on_error)
         sizes = {name: size for name in names if (size := try_call(on_error, read_size, images[name]))}
         objects = [read_kitti_objects(labels[name], on_error=on_error) for name in sizes]
@@ -130,10 +133,10 @@ class KittiDataset(DetectionDataset):
         return f"{short_path(self._folder.labels / self._columns.names[row])}.txt:{line}"
 
 
-def _by_stem(folder: Path, suffixes: str) -> Paths:
+def _by_stem(folder: Path, suffixes: Collection[str]) -> Paths:
     """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
     paths: Paths = {}
-    for path in list_files(folder, suffixes.split()):
+    for path in list_files(folder, suffixes):
         if (first := paths.setdefault(path.stem, path)) != path:
             raise InputError(f"{folder}: image {path.stem!r} is there twice, {first.name} and {path.name}")
     return paths

@@ -14,7 +14,6 @@ from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_
 from tinydet.files import PathLike, list_files, parse_lines, read_text, short_path
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
-NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")  # of classes, a line each, where nothing names splits
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
 
 
@@ -36,7 +35,7 @@ def find_yolo(root: PathLike) -> YoloFolder:
         raise InputError(f"{root}: {', '.join(file.name for file in files)}: give the path of one")
     if files:
         return _read_config(files[0])
-    for file in (root / name for name in NAME_FILES):
+    for file in (root / "classes.txt", *list_files(root, [".names"]), root / "labels/classes.txt"):
         if file.is_file():
             names = [line for line in map(str.strip, read_text(file).splitlines()) if line]
             return YoloFolder(file, _check_names(names, where=short_path(file)), _split_by_folder(root), None)
