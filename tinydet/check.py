@@ -92,14 +92,15 @@ def check_data(
         warnings += [*dataset.notes, *duplicate_boxes(dataset), *small_objects(dataset, config.image_size)]
     if val_set is not None:
         warnings += try_call(errors.append, train_val_leakage, train_set, val_set) or []
-    inputs, texts = compare_inputs(train_set, config), dict.fromkeys(map(str, errors))
+    inputs = compare_inputs(train_set, config)
     return Check(
         data=f"{train_set.kind}: {settings.data}",
         splits={name: _split(dataset, config.image_size) for name, dataset in datasets.items()},
         anchor_recall=anchor_recall(train_set, config),
         inputs=inputs,
         best=best_input(inputs),
-        problems=[*(Problem("error", text) for text in texts), *(Problem("warning", text) for text in warnings)],
+        problems=[Problem("error", text) for text in dict.fromkeys(map(str, errors))]
+        + [Problem("warning", text) for text in dict.fromkeys(warnings)],
     )
 
 

@@ -182,7 +182,7 @@ def test_a_folder_without_annotations(tmp_path: Path) -> None:
         ({"annotations": []}, "the images hold no objects"),
         (
             {"images": [{"id": 2, "file_name": "p2.png", "width": 80.5, "height": 60}], "annotations": []},
-            "image 2: width 80.5 and height 60 must be whole",
+            "image 2: width 80.5 and height 60 must be whole numbers from 1",
         ),
         ({"images": []}, "annotation 1: image_id 2 is not among"),
         ({"images": [], "annotations": []}, "there are no images"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinydet.data.splits import split_of
 from tinydet.data.yolo import YoloDataset, find_yolo
 from tinydet.data.yolo_rows import read_yolo
 from tinydet.errors import InputError
@@ -94,7 +95,7 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("names: [cat", r"data\.yaml: not YAML \("),
+        ("names: [cat", r"data\.yaml:1: not YAML \(expected ',' or '\]', but got"),
         ("train: images", r"data\.yaml: not a YOLO data file; it has no names"),
         ("names: {1: cat}\ntrain: images", "names must be numbered from 0 without gaps"),
         ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
@@ -131,8 +132,8 @@ def test_two_yaml_files_or_none(tmp_path: Path) -> None:
         ("0.5 .5 .5 .1 .1", r"class '0\.5' is not one of 0 \.\. 1"),
         ("2 .5 .5 .1 .1", r"class '2' is not one of 0 \.\. 1"),
         ("cat .5 .5 .1 .1", r"class is not a number \('cat'\)"),
-        ("0 .5 x .1 .1", r"is not a number \('x'\)"),
-        ("0 .5 nan .1 .1", r"is not finite \('nan'\)"),
+        ("0 .5 x .1 .1", r"number 2 is not a number \('x'\)"),
+        ("0 .5 nan .1 .1", r"number 2 is not finite \('nan'\)"),
         ("0 .5 .5 0 .1", r"the box 0.5 0.45 0.5 0.55 \(x1 y1 x2 y2\) has no width or no height"),
         ("0 40 20 10 10", r"the box 35 15 45 25 .* is not in shares of its image; are these pixels\?"),
         ("0 .1 .1 .1 .2 .1 .3", "the outline 0.1 0.1 0.1 0.3 .* has no width or no height"),
@@ -208,6 +209,15 @@ def test_what_fits_two_readings_is_named(
     (tmp_path / "a.txt").write_text(f"0 .5 .5 .5 .5\n{row}\n")
     with pytest.raises(InputError, match=rf"/a\.txt:2: .*{said}"):
         read_yolo([tmp_path / "a.txt"], classes=1, keypoints=keypoints)
+
+
+def test_rows_of_one_length_with_all_points_in_their_box_are_named(tmp_path: Path) -> None:
+    pose = ".5 .5 .3 .6 " + " ".join(f"{x:g} {y:g}" for x in (0.4, 0.5, 0.6) for y in (0.3, 0.7))
+    (tmp_path / "a.txt").write_text(f"0 {pose}\n" * 3)
+    with pytest.raises(InputError, match=r"a\.txt:1: may be an outline of 8 points, or a box and 6 keypoints"):
+        read_yolo([tmp_path / "a.txt"], classes=1)
+    (tmp_path / "a.txt").write_text(f"0 {pose}\n" * 3 + f"0 {pose} .5 .2\n")
+    assert read_yolo([tmp_path / "a.txt"], classes=1)[0].boxes[0].tolist() == [0.3, 0.3, 0.6, 0.7]
 
 
 def test_outlines_of_many_shapes_are_no_keypoints(tmp_path: Path) -> None:
@@ -331,3 +341,59 @@ def test_darknets_obj_data_as_cvat_writes_it(tmp_path: Path) -> None:
     train = YoloDataset(tmp_path)
     assert (train.classes, len(train), train.labels.tolist()) == (("cat", "dog"), 3, [1, 0] * 3)
     assert train.notes == ()
+
+
+EXPORTS = {  # a file's text by its path; images are at the paths that end in .jpg
+    "Roboflow": {
+        "data.yaml": "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\nnames: ['cat', 'dog']",
+        **{f"{part}/images/{i}_jpg.rf.0a.jpg": "" for part in ("train", "valid", "test") for i in range(2)},
+        **{
+            f"{part}/labels/{i}_jpg.rf.0a.txt": "1 .5 .5 .5 .5" for part in ("train", "valid", "test") for i in range(2)
+        },
+        "README.roboflow.txt": "exported",
+    },
+    "FiftyOne": {
+        "dataset.yaml": "names: {0: cat, 1: dog}\npath: /home/me/export\ntrain: ./images/train/\nval: ./images/val/\n",
+        **{f"images/{part}/{i}.jpg": "" for part in ("train", "val") for i in range(2)},
+        **{f"labels/{part}/{i}.txt": "1 .5 .5 .5 .5" for part in ("train", "val") for i in range(2)},
+    },
+    "CVAT, Ultralytics": {
+        "data.yaml": "names:\n  0: cat\n  1: dog\npath: .\ntrain: Train.txt\nval: Validation.txt\n",
+        "Train.txt": "data/images/Train/0.jpg\ndata/images/Train/1.jpg\n",
+        "Validation.txt": "data/images/Validation/0.jpg\ndata/images/Validation/1.jpg\n",
+        **{f"images/{part}/{i}.jpg": "" for part in ("Train", "Validation") for i in range(2)},
+        **{f"labels/{part}/{i}.txt": "1 .5 .5 .5 .5" for part in ("Train", "Validation") for i in range(2)},
+    },
+    "Ultralytics, coco8": {
+        "coco8.yaml": "path: coco8\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}\n",
+        **{f"coco8/images/{part}/{i}.jpg": "" for part in ("train", "val") for i in range(2)},
+        **{f"coco8/labels/{part}/{i}.txt": "1 .5 .5 .5 .5" for part in ("train", "val") for i in range(2)},
+    },
+    "labelImg": {
+        **{f"{part}/{i}.jpg": "" for part in ("train", "val") for i in range(2)},
+        **{f"{part}/{i}.txt": "1 .5 .5 .5 .5" for part in ("train", "val") for i in range(2)},
+        "classes.txt": "cat\ndog\n",
+    },
+    "darknet": {
+        **{f"{part}/{i}.jpg": "" for part in ("train", "val") for i in range(2)},
+        **{f"{part}/{i}.txt": "1 .5 .5 .5 .5" for part in ("train", "val") for i in range(2)},
+        "mine.names": "cat\ndog\n",
+        "mine.data": "classes=2\ntrain=/home/me/set/train\nvalid=/home/me/set/val\nnames=/home/me/set/mine.names\n",
+    },
+}
+
+
+@pytest.mark.parametrize("tool", EXPORTS)
+def test_exports_of_tools_are_read(tmp_path: Path, tool: str) -> None:
+    for name, text in EXPORTS[tool].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jpg"):
+            Image.new("RGB", (80, 40)).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_text(text)
+    for split in ("train", "val"):
+        dataset = YoloDataset(tmp_path, split)
+        assert (dataset.classes, len(dataset), dataset.labels.tolist()) == (("cat", "dog"), 2, [1, 1])
+        folders = [Path(path).relative_to(tmp_path).parts[:-1] for path in dataset.paths]
+        assert {split_of("-".join(folder)) for folder in folders} == {split}
+        assert dataset.notes == (f"no {split} image holds cat",)

@@ -125,8 +125,8 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
     content, where = read_json(path), short_path(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "categories")):
         raise InputError(f"{path}: not COCO annotations; there must be lists of images, annotations and categories")
-    if not isinstance(entries := content.get("annotations") or [], list):
-        raise InputError(f"{where}: annotations must be a list")
+    if not isinstance(entries := content.get("annotations", []), list):
+        raise InputError(f"{where}: annotations must be a list, got {str(entries)[:80]}")
     needs = "file_name" if needs_files else "id"
     images = _by_id(content["images"], "image", needs=needs, where=where, on_error=on_error)
     categories = _by_id(content["categories"], "category", needs="name", where=where, on_error=on_error)
@@ -197,7 +197,7 @@ def _size(image: dict[str, Any], *, where: str) -> tuple[int, int]:
         return 0, 0
     height, width = map(parse_id, stated)
     if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
-        text = f"width {stated[1]!r} and height {stated[0]!r} must be whole numbers"
+        text = f"width {stated[1]!r} and height {stated[0]!r} must be whole numbers from 1"
         raise InputError(f"{where}: image {image['id']}: {text}")
     return height, width
 

@@ -86,7 +86,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_text(file), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise InputError(f"{short_path(file)}: not YAML ({' '.join(str(error).split())})") from None
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or str(error).splitlines()[0],
+        )
+        raise InputError(f"{short_path(file)}{f':{mark.line + 1}' if mark else ''}: not YAML ({problem})") from None
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{short_path(file)}: not a YOLO data file; it has no names of classes")
     return content

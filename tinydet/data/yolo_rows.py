@@ -13,6 +13,7 @@ from tinydet.files import parse_float, parse_lines, short_path
 FARTHEST = 2.0  # sides of an image from its corner: what is further is no share of it
 BESIDE = 0.5  # sides of an image by which the points of an outline may lie outside
 MARGIN = 0.05  # sides of a box by which its keypoints may lie outside
+FEW_ROWS, FEW_POINTS = 3, 3  # from which on outlines do not all hold their other points in a box made of the first two
 EXPECTED = "expected a class, and a box, an outline, a box and keypoints, or a box with a score or a track id"
 
 
@@ -35,9 +36,10 @@ def read_yolo(
     files = [parse_lines(path, _parse_row, classes, on_error=on_error) if path.is_file() else {} for path in paths]
     rows = [(i, n, row) for i, file in enumerate(files) for n, row in file.items()]
     lengths, boxes, good = np.array([len(row) for *_, row in rows]), np.zeros((len(rows), 4)), np.zeros(len(rows), bool)
+    long = [int(length) for length in np.unique(lengths) if length > 7]
     for length in np.unique(lengths):
         index = np.flatnonzero(lengths == length)
-        boxes[index], faults = _to_boxes(np.array([rows[m][2][1:] for m in index]), keypoints)
+        boxes[index], faults = _to_boxes(np.array([rows[m][2][1:] for m in index]), keypoints, alone=len(long) == 1)
         good[index] = [not fault for fault in faults]
         for m, fault in zip(index, faults, strict=True):
             if fault:
@@ -58,12 +60,12 @@ def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
     label = parse_float(words[0], where=f"{where}: class")
     if not label.is_integer() or not 0 <= label < classes:
         raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
-    return [label, *(parse_float(word, where=where) for word in words[1:])]
+    return [label, *(parse_float(word, where=f"{where}: number {i}") for i, word in enumerate(words[1:], start=1))]
 
 
-def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[np.ndarray, list[str]]:
+def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: bool) -> tuple[np.ndarray, list[str]]:
     """Compute xyxy boxes of rows of one length, float[R n] -> float[R 4], shares of the image, and what is wrong."""
-    kind, error = _row_kind(rows, keypoints)
+    kind, error = _row_kind(rows, keypoints, alone=alone)
     if error:
         return np.zeros((len(rows), 4)), [f"{error} ({_format(row)})" for row in rows]
     if kind == "outline":
@@ -85,10 +87,13 @@ def _format(row: np.ndarray) -> str:
     return " ".join(f"{value:g}" for value in row.tolist())
 
 
-def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[str, str]:
-    """Tell what rows of one length, float[R n], are: "box" or "outline"; or else what is wrong with them."""
+def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: bool) -> tuple[str, str]:
+    """Tell what rows of one length, float[R n], are: "box" or "outline"; or else what is wrong with them.
+
+    `alone`: there are no longer rows of another length, as there are among outlines.
+    """
     n = rows.shape[1]
-    if n == 4 or (keypoints and n == 4 + keypoints[0] * keypoints[1]):
+    if n == 4 or (keypoints and n - 4 - keypoints[0] * keypoints[1] in (0, 1)):  # with a score, where it was predicted
         return "box", ""
     if keypoints and keypoints[0]:
         return "", f"expected a class, a box, and {keypoints[0]} keypoints of {keypoints[1]} numbers, as kpt_shape says"
@@ -101,7 +106,7 @@ def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[str,
     if n >= 7 and n % 3 == 1:
         readings[f"{n // 3 - 1} keypoints and their visibility"] = np.asarray(np.isin(rows[:, 6::3], (0, 1, 2)).all(1))
     if n % 2 == 0:
-        readings[f"{n // 2 - 2} keypoints"] = _like_keypoints(rows)
+        readings[f"{n // 2 - 2} keypoints"] = _like_keypoints(rows, alone=alone)
     outline = n % 2 == 0 and bool((abs(rows - 0.5) <= 0.5 + BESIDE).all())
     for name, fits in readings.items():
         if not outline and fits.all():
@@ -112,10 +117,12 @@ def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None) -> tuple[str,
     return ("", EXPECTED) if n % 2 else ("outline", "")
 
 
-def _like_keypoints(rows: np.ndarray) -> np.ndarray:
-    """Tell which rows look like a box and points within, and would be an odd outline. float[R n] -> bool[R]."""
+def _like_keypoints(rows: np.ndarray, *, alone: bool) -> np.ndarray:
+    """Tell which rows look like a box and points within, and would be odd outlines. float[R n] -> bool[R]."""
     centres, sizes, points = rows[:, None, :2], rows[:, None, 2:4], rows[:, 4:].reshape(len(rows), -1, 2)
     inside = (abs(points - centres) <= (0.5 + MARGIN) * sizes).all((1, 2))
+    if alone and len(rows) >= FEW_ROWS and points.shape[1] >= FEW_POINTS and inside.all():
+        return inside
     others = np.concatenate([centres, points], axis=1)
     low, high, second = others.min(1), others.max(1), rows[:, 2:4]
     # As the second point of an outline, the sizes lie further from all other points than these from each other.
