@@ -44,7 +44,7 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
             names = folders[:] = []
         seen.add(real)
         folders[:] = [name for name in folders if recursive and not name.startswith((".", "__MACOSX"))]
-        files += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
+        files += [Path(place, name) for name in names if name[0] != "." and name[name.rfind(".") :].lower() in suffixes]
     return sorted(files)
 
 

@@ -1,5 +1,6 @@
 """The rows of YOLO's text files: a box, an outline, a box with keypoints, or with a score and a track id."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -57,10 +58,16 @@ def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
     words = line.split()
     if len(words) < 5:
         raise InputError(f"{where}: {EXPECTED} ({line.strip()!r})")
-    label = parse_float(words[0], where=f"{where}: class")
-    if not label.is_integer() or not 0 <= label < classes:
+    try:
+        row = [*map(float, words)]
+    except ValueError:
+        row = [math.nan]
+    if not all(map(math.isfinite, row)):
+        for i, word in enumerate(words):
+            parse_float(word, where=f"{where}: {f'number {i}' if i else 'class'}")
+    if not row[0].is_integer() or not 0 <= row[0] < classes:
         raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
-    return [label, *(parse_float(word, where=f"{where}: number {i}") for i, word in enumerate(words[1:], start=1))]
+    return row
 
 
 def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: bool) -> tuple[np.ndarray, list[str]]:
