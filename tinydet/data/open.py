@@ -6,11 +6,17 @@ from typing import Any
 
 from tinydet.data.coco import CocoDataset, find_coco
 from tinydet.data.kitti import KittiDataset, find_kitti
+from tinydet.data.voc import VocDataset, find_voc
 from tinydet.data.yolo import YoloDataset, find_yolo
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
 
-READERS: dict[Any, Any] = {find_kitti: KittiDataset, find_yolo: YoloDataset, find_coco: CocoDataset}
+READERS: dict[Any, Any] = {
+    find_kitti: KittiDataset,
+    find_yolo: YoloDataset,
+    find_coco: CocoDataset,
+    find_voc: VocDataset,
+}
 
 
 def open_dataset(
@@ -20,18 +26,19 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     on_error: OnError = raise_error,
-) -> KittiDataset | CocoDataset | YoloDataset:
-    """Open one split of a KITTI folder, a YOLO folder or COCO annotations, told by what is there.
+) -> KittiDataset | CocoDataset | YoloDataset | VocDataset:
+    """Open one split of a KITTI, YOLO or Pascal VOC folder, or of COCO annotations, told by what is there.
 
     Args:
         root: a folder, a JSON file of COCO's, or a YAML file of YOLO's.
         split: "train", "val" or "all".
-        classes: their names, in any case; KITTI's three, or all that a COCO or YOLO file names, when None.
+        classes: their names, in any case; when None KITTI's three, all that a COCO or YOLO file names, or all that
+            Pascal VOC objects have.
         seed: draws the split where the data do not say.
         on_error: called for each line, box or image that is wrong; if it returns, that is left out.
 
     Raises:
-        InputError: it is none of the three, or something in it is wrong: names the file, the line and the value.
+        InputError: it is none of the four, or something in it is wrong: names the file, the line and the value.
     """
     if not Path(root).exists():
         raise InputError(f"{root}: no such file or folder")
@@ -40,4 +47,4 @@ def open_dataset(
         if (found := try_call(errors.append, find, root)) is not None:
             return reader(found, split, classes=classes, seed=seed, on_error=on_error)
     looked = "; ".join(str(error).removeprefix(f"{root}: ") for error in errors)
-    raise InputError(f"{root}: neither KITTI, YOLO nor COCO: {looked}")
+    raise InputError(f"{root}: neither KITTI, YOLO, COCO nor Pascal VOC: {looked}")
