@@ -1,4 +1,4 @@
-"""COCO's JSON: a file of annotations to a data set, and back."""
+"""COCO's JSON: a file of annotations to a data set."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydet.data.dataset import CocoAnnotations, Columns, DetectionDataset, as_annotations, gather
+from tinydet.data.dataset import CocoAnnotations, Columns, DetectionDataset, gather
 from tinydet.data.images import read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes
 from tinydet.errors import InputError, OnError, raise_error, try_call
@@ -222,18 +222,3 @@ class CocoDataset(DetectionDataset):
 
     def _stated_by(self, index: int) -> str:
         return f"{self._file}: image {self.image_ids[index]}"
-
-
-def coco_json(dataset: DetectionDataset) -> dict[str, Any]:
-    """Convert a data set to COCO annotations, with ids from 1 and absolute paths; an ignore region to many crowds."""
-    images = [
-        {"id": i, "file_name": str(frame.path.resolve()), "height": frame.size[0], "width": frame.size[1]}
-        for i, frame in enumerate(dataset.frames(), start=1)
-    ]
-    boxes = as_annotations(dataset.image_index, dataset.labels, dataset.boxes, classes=len(dataset.classes))
-    annotations = [
-        {"id": n, "image_id": image + 1, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for n, (image, label, box, area, crowd) in enumerate(zip(*(c.tolist() for c in boxes), strict=True), start=1)
-    ]
-    categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
