@@ -182,6 +182,15 @@ def test_names_that_collide_are_named(tmp_path: Path) -> None:
     convert_data(root, tmp_path / "out", to="coco")
 
 
+@pytest.mark.parametrize("to", WRITERS)
+def test_blanks_in_file_names(tmp_path: Path, to: str) -> None:
+    yolo = write_yolo(tmp_path / "yolo", YAML, {"train/x 1 ": "0 .5 .5 .5 .5\n", "val/y 1": "0 .5 .5 .5 .5\n"})
+    convert_data(yolo, tmp_path / "out", to=to)
+    for split, name in (("train", "x 1"), ("val", "y 1")):
+        (found,) = open_dataset(tmp_path / "out", split, classes=("cat",)).names
+        assert found.strip() == name
+
+
 def test_other_suffixes_become_png(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc", {"a": CAT, "b": DOG}, lists={"train": "a", "val": "b"})
     pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
@@ -240,7 +249,11 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
         converted = convert_data(root, tmp_path / f"yolo as {to}", to=to)
         assert converted.classes == classes
         said = ["no train image holds dog", "no val image holds cat"]
-        said += ["no train object is of class dog: not in the new data"] if to == "kitti" else []
+        said += (
+            ["no train object is of class dog: left out, because the format has no list of classes"]
+            if to == "kitti"
+            else []
+        )
         assert converted.notes == said
 
 
@@ -249,8 +262,11 @@ def test_what_goes_wrong_goes_wrong_before_the_work(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "class '5' is not one of 0 .. 1" in refused(root, out, to="coco")
     assert refused(root, out, to="cocoa") == "to must be one of coco, yolo, kitti, voc; got 'cocoa'"
-    assert refused(root, tmp_path / "yolo", to="coco") == f"{tmp_path / 'yolo'}: is not empty; give a new folder"
-    assert "data.yaml: is not empty" in refused(root, root / "data.yaml", to="coco")
+    assert (
+        refused(root, tmp_path / "yolo", to="coco")
+        == f"{tmp_path / 'yolo'}: exists, and is not an empty folder; name another"
+    )
+    assert "data.yaml: exists, and" in refused(root, root / "data.yaml", to="coco")
     write(root / "labels/val/y.txt", "1 .5 .5 .5 .5\n")
     assert "is not complete" in refused(root, root / "data.yaml/out", to="coco")
     out.mkdir()
@@ -273,4 +289,4 @@ def test_the_command(tmp_path: Path) -> None:
     check = shlex.split(result.stdout.splitlines()[-1].removeprefix("check it with: tinydet "))
     assert CliRunner().invoke(main, check, catch_exceptions=False).exit_code == 0
     result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert (result.exit_code, result.stderr) == (2, f"error: {out}: is not empty; give a new folder\n")
+    assert (result.exit_code, result.stderr) == (2, f"error: {out}: exists, and is not an empty folder; name another\n")

@@ -73,7 +73,7 @@ def convert_data(
         raise InputError(f"to must be one of {', '.join(WRITERS)}; got {to!r}")
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: is not empty; give a new folder")
+        raise InputError(f"{out}: exists, and is not an empty folder; name another")
     datasets = {key: open_dataset(data, key, classes=classes) for key in ("train", "val")}
     for one in datasets.values():
         for i, path in enumerate(one.paths.tolist()):
@@ -139,7 +139,9 @@ def _file_names(paths: Sequence[str], *, to: str) -> list[str]:
     base = os.path.commonpath([path.parent for path in whole])
     nested = [path.relative_to(base) for path in whole]
     if to != "coco":
-        nested = [path if path.suffix.lower() in SUFFIXES[to] else path.with_suffix(".png") for path in nested]
+        suffixes = [path.suffix if path.suffix.lower() in SUFFIXES[to] else ".png" for path in nested]
+        # Lists are read without the blanks around a name.
+        nested = [path.with_name(path.stem.strip() + end) for path, end in zip(nested, suffixes, strict=True)]
     flat = [[path.name for path in nested], ["_".join(path.parts) for path in nested]]
     for names in [[path.as_posix() for path in nested]] if to == "coco" else flat:
         # Label files have the name without suffix, and not all file systems tell A from a.
@@ -162,7 +164,8 @@ def _losses(splits: Splits, classes: Sequence[str], *, to: str) -> tuple[tuple[s
     where = {"kitti": ["train"], "voc": [*splits]}.get(to)
     lost = [name for i, name in enumerate(classes) if where and not any(held[key, i] for key in where)]
     if lost:
-        notes.append(f"no {'train ' if to == 'kitti' else ''}object is of class {', '.join(lost)}: not in the new data")
+        some = f"no {'train ' if to == 'kitti' else ''}object is of class {', '.join(lost)}"
+        notes.append(f"{some}: left out, because the format has no list of classes")
     return tuple(name for name in classes if name not in lost), notes
 
 
