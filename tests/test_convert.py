@@ -23,6 +23,7 @@ from tinydet.data.dataset import DetectionDataset
 from tinydet.data.open import open_dataset
 from tinydet.data.voc import read_voc
 from tinydet.errors import InputError
+from tinydet.labels import IGNORE
 
 SIZES = ((41, 80), (375, 1242), (1, 3), (700, 333))  # (height, width)
 KIND = {"coco": "COCO", "yolo": "YOLO", "kitti": "KITTI", "voc": "Pascal VOC"}
@@ -134,9 +135,21 @@ def test_classes_of_both_splits_are_written(tmp_path: Path) -> None:
         image = {"id": 1, "file_name": f"{split}.png", "width": 80, "height": 60}
         data = {"images": [image], "categories": [{"id": 7, "name": name}]}
         write_coco(tmp_path / f"coco/{split}.json", {**data, "annotations": [annotation(1, 1, 7, [1, 2, 3, 4])]})
-    assert convert_data(tmp_path / "coco", tmp_path / "out", to="yolo").classes == ("cat", "dog")
-    train, val = (open_dataset(tmp_path / "out", split) for split in ("train", "val"))
-    assert (train.labels.tolist(), val.labels.tolist()) == ([0], [1])
+    for to in ("coco", "yolo", "voc"):
+        assert convert_data(tmp_path / "coco", tmp_path / f"as {to}", to=to).classes == ("cat", "dog")
+        train, val = (open_dataset(tmp_path / f"as {to}", split) for split in ("train", "val"))
+        assert train.classes == val.classes == ("cat", "dog")
+        assert (train.labels.tolist(), val.labels.tolist()) == ([0], [1])
+
+
+def test_a_crowd_of_every_class_is_one_ignore_region_again(tmp_path: Path) -> None:
+    for i in range(2):
+        lines = [label_line(kind, (1, 2, 30, 40)) for kind in ("Car", "Cyclist", "DontCare", "Pedestrian")]
+        write_frame(tmp_path / "kitti/training", str(i), lines)
+    convert_data(tmp_path / "kitti", tmp_path / "coco", to="coco")
+    assert open_dataset(tmp_path / "coco", "train").labels.tolist().count(IGNORE) == 3
+    convert_data(tmp_path / "coco", tmp_path / "voc", to="voc")
+    assert open_dataset(tmp_path / "voc", "train").labels.tolist() == [0, 1, 2, IGNORE]
 
 
 SAME_NAMES = {"train/a/x": "0 .5 .5 .5 .5\n", "train/b/x": "1 .5 .5 .5 .5\n", "val/x": "0 .5 .5 .5 .5\n"}
@@ -199,7 +212,8 @@ def test_other_suffixes_become_png(tmp_path: Path) -> None:
     for to, name in (("kitti", "a.png"), ("yolo", "a.bmp")):
         convert_data(root, tmp_path / to, to=to)
         dataset = open_dataset(tmp_path / to, "train", classes=("cat",))
-        assert Path(dataset.paths[0]).name == name
+        with Image.open(dataset.paths[0]) as image:
+            assert (Path(dataset.paths[0]).name, image.format) == (name, name[2:].upper())
         np.testing.assert_array_equal(dataset[0].image, pixels)
 
 

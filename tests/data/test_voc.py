@@ -148,6 +148,14 @@ def test_the_image_of_an_xml_file(tmp_path: Path, image: str, filename: str) -> 
     assert VocDataset(tmp_path, "all").paths.tolist() == [str(tmp_path / image)]
 
 
+def test_the_name_of_an_xml_file_goes_before_what_it_says(tmp_path: Path) -> None:
+    for image in ("a.jpg", "other.jpg"):
+        write(tmp_path / image)
+    write(tmp_path / "a.xml", voc_xml(voc_object("cat"), filename="other.jpg"))
+    dataset = VocDataset(tmp_path, "all")
+    assert (dataset.names.tolist(), dataset.offsets.tolist()) == (["a", "other"], [0, 1, 1])
+
+
 def test_an_image_has_one_xml_file(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": CAT})
     write(tmp_path / "Annotations/b.xml", voc_xml(voc_object("dog"), filename="a.png"))
