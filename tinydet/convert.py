@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -80,34 +80,54 @@ def convert_data(
             if read_size(path) != one.frame(i).size:
                 one[i]  # which raises
     named = {name.lower(): name for one in datasets.values() for name in one.classes}
-    written, notes = _spell([*named.values()], to=to)
+    written, changes = _spell([*named.values()], to=to)
+    splits = _new_splits(datasets, [*named], to=to)
+    kept, losses = _losses(splits, written, to=to)
+    notes = [*(note for one in datasets.values() for note in one.notes), *([] if classes else _not_chosen(datasets))]
+    _write(out, splits, [*WRITERS[to](splits, written)], to=to, progress=progress)
+    return Converted(datasets, kept, [*dict.fromkeys([*notes, *changes, *losses])])
+
+
+def _new_splits(datasets: Mapping[str, DetectionDataset], classes: Sequence[str], *, to: str) -> Splits:
+    """Name the images of each split anew, and number its classes by these, in lower case."""
     every = [path for one in datasets.values() for path in one.paths.tolist()]
     end = len(datasets["train"])
     apart = [every[:end], every[end:]] if "{split}" in IMAGE_FOLDERS[to] else [every]
     names = [name for paths in apart for name in _file_names(paths, to=to)]
-    splits = {
-        key: Split(one, some, [[*named].index(name.lower()) for name in one.classes])
+    return {
+        key: Split(one, some, [classes.index(name.lower()) for name in one.classes])
         for (key, one), some in zip(datasets.items(), (names[:end], names[end:]), strict=True)
     }
-    kept, losses = _losses(splits, written, to=to)
-    texts = [*WRITERS[to](splits, written)]
-    targets = [out / IMAGE_FOLDERS[to].format(split=key) / name for key, one in splits.items() for name in one.names]
+
+
+def _write(
+    out: Path,
+    splits: Splits,
+    texts: Iterable[tuple[str, str]],
+    *,
+    to: str,
+    progress: Callable[[int, int | None], None] | None,
+) -> None:
+    """Write the images, and then the texts: without these, what was interrupted is not taken for a data set."""
+    copies = [
+        (Path(source), out / IMAGE_FOLDERS[to].format(split=key) / name)
+        for key, (dataset, names, _) in splits.items()
+        for source, name in zip(dataset.paths.tolist(), names, strict=True)
+    ]
     try:
-        for done, (source, target) in enumerate(zip(map(Path, every), targets, strict=True), start=1):
+        for done, (source, target) in enumerate(copies, start=1):
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.suffix == target.suffix:
                 shutil.copyfile(source, target)
             else:
                 Image.fromarray(read_image(source)).save(target)
             if progress:
-                progress(done, len(every))
+                progress(done, len(copies))
         for path, text in texts:
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_bytes(text.encode())
     except OSError as error:
         raise InputError(f"{error.filename or out}: {error.strerror or error}; {out} is not complete") from None
-    said = [*(note for one in datasets.values() for note in one.notes), *([] if classes else _not_chosen(datasets))]
-    return Converted(datasets, kept, [*dict.fromkeys([*said, *notes, *losses])])
 
 
 def _not_chosen(datasets: Mapping[str, DetectionDataset]) -> list[str]:
