@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from tests.checkpoints import weights_of
 from tests.kitti_folders import label_line, write_kitti
-from tinydet.data.coco import CocoDataset, coco_json
+from tinydet.convert import convert_data
+from tinydet.data.coco import CocoDataset
 from tinydet.data.dataset import DetectionDataset, Frame
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, val_batches
@@ -289,10 +290,10 @@ def test_the_area_under_a_curve_is_its_ap(tmp_path: Path) -> None:
 
 def test_a_coco_file_of_kitti_data_scores_the_same(tmp_path: Path) -> None:
     """What was written as COCO annotations, ignore regions and all, has the COCO AP of the KITTI folder."""
-    root = write_kitti(tmp_path / "kitti", 6)
-    kitti = KittiDataset(root, "all", classes=("Car", "Pedestrian"))
-    (tmp_path / "coco.json").write_text(json.dumps(coco_json(kitti)))
-    coco = CocoDataset(tmp_path / "coco.json", "all")
+    root = write_kitti(tmp_path / "kitti", 7, lists={"train": [f"{i:06d}" for i in range(6)], "val": ["000006"]})
+    kitti = KittiDataset(root, classes=("Car", "Pedestrian"))
+    convert_data(root, tmp_path / "coco", to="coco", classes=kitti.classes)
+    coco = CocoDataset(tmp_path / "coco")
     rng = np.random.default_rng(0)
     found = []
     for *_, boxes, labels in kitti.frames():

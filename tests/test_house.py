@@ -24,7 +24,7 @@ PLAN = [
     ("data", "numpy torch PIL albumentations yaml"),
     ("metrics", "numpy"),
     ("draw html", "numpy torch PIL jinja2"),
-    ("detector evaluation result_files tide predict export", "numpy torch PIL onnxruntime onnxscript"),
+    ("detector evaluation result_files tide predict export convert", "numpy torch PIL onnxruntime onnxscript"),
     ("training", "numpy torch"),
     ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),
     ("cli", "click torch tinydet"),

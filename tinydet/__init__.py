@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tinydet.convert import convert_data as convert_data
     from tinydet.data.coco import CocoDataset as CocoDataset
     from tinydet.data.dataset import DetectionDataset as DetectionDataset
     from tinydet.data.images import Example as Example
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tinydet.data.loader import train_batches as train_batches
     from tinydet.data.loader import val_batches as val_batches
     from tinydet.data.open import open_dataset as open_dataset
+    from tinydet.data.voc import VocDataset as VocDataset
     from tinydet.data.yolo import YoloDataset as YoloDataset
     from tinydet.detector import Detector as Detector
     from tinydet.detector import Prediction as Prediction
@@ -53,12 +55,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "convert": "convert_data",
     "data.coco": "CocoDataset",
     "data.dataset": "DetectionDataset",
     "data.images": "Example",
     "data.kitti": "KittiDataset",
     "data.loader": "train_batches val_batches",
     "data.open": "open_dataset",
+    "data.voc": "VocDataset",
     "data.yolo": "YoloDataset",
     "detector": "Detector Prediction load",
     "errors": "InputError",

@@ -48,6 +48,15 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
     return sorted(files)
 
 
+def files_by_stem(folder: PathLike, suffixes: Collection[str]) -> dict[str, Path]:
+    """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
+    paths: dict[str, Path] = {}
+    for path in list_files(folder, suffixes):
+        if (first := paths.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: {path.stem!r} is there twice, {first.name} and {path.name}")
+    return paths
+
+
 def read_text(path: PathLike) -> str:
     """Read a text file, UTF-8 or with a mark of UTF-16; raise InputError if it cannot be read or is neither."""
     try:

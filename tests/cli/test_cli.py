@@ -21,7 +21,7 @@ from tests.data.test_coco import annotation, content, write_coco
 from tests.data.test_yolo import YAML, write_yolo
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli import main
-from tinydet.data.coco import coco_json
+from tinydet.convert import convert_data
 from tinydet.data.kitti import KittiDataset
 from tinydet.metrics.coco import STATS
 from tinydet.model.config import COCO_CLASSES
@@ -245,26 +245,26 @@ def test_predictions_of_a_coco_file_are_scored_by_it(
     """The same detections by way of COCO files and by way of the KITTI folder."""
     monkeypatch.chdir(home)
     kitti = KittiDataset("kitti", "val", classes=("Car", "Pedestrian"))
-    (tmp_path / "gt.json").write_text(json.dumps(coco_json(kitti)))
+    convert_data("kitti", tmp_path / "coco", to="coco", classes=kitti.classes)
     options: list[str | Path] = [
         "--score",
         "0.01",
         "--coco",
-        tmp_path / "gt.json",
+        tmp_path / "coco/val.json",
         "--out",
         tmp_path / "out",
     ]
     assert run("predict", *kitti.paths, *options).exit_code == 0
     ids = {one["image_id"] for one in json.loads((tmp_path / "out/coco.json").read_text())}
     assert ids == {1, 2}
-    result = run("evaluate", tmp_path / "gt.json", "--predictions", tmp_path / "out/coco.json", "--json")
+    result = run("evaluate", tmp_path / "coco/val.json", "--predictions", tmp_path / "out/coco.json", "--json")
     scores = json.loads(result.stdout)
     assert set(scores) == {"stats", "per_class_AP"}
     assert set(scores["per_class_AP"]) == {"1", "2"}
     folder = json.loads(run("evaluate", "kitti", "--json").stdout)
     ap = [folder["COCO"][name] for name in STATS]
     assert scores["stats"] == pytest.approx([-1 if one is None else one / 100 for one in ap], abs=1e-3)
-    shown = run("evaluate", tmp_path / "gt.json", "--predictions", tmp_path / "out/coco.json").stdout
+    shown = run("evaluate", tmp_path / "coco/val.json", "--predictions", tmp_path / "out/coco.json").stdout
     assert shown.startswith("COCO AP %")
 
 

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.kitti_folders import write_kitti
-from tinydet.data.coco import CocoDataset, coco_json
+from tinydet.data.coco import CocoDataset
 from tinydet.data.coco_file import find_coco, read_coco
-from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
@@ -270,17 +268,6 @@ def test_errors_may_be_collected(tmp_path: Path) -> None:
     assert dataset.image_ids.tolist() == [2, 31]
     assert labels_of(dataset) == [[0, 2], [IGNORE]]
     assert dataset.coco_annotations().images.tolist() == [0, 0, 0, 1]
-
-
-def test_kitti_as_coco_is_the_same_data(tmp_path: Path) -> None:
-    kitti = KittiDataset(write_kitti(tmp_path / "kitti", 6), "all", classes=("Car",))
-    (tmp_path / "coco.json").write_text(json.dumps(coco_json(kitti)))
-    coco = CocoDataset(tmp_path / "coco.json", "all")
-    assert coco.classes == kitti.classes
-    for name in ("names", "sizes", "labels", "offsets"):
-        np.testing.assert_array_equal(getattr(coco, name), getattr(kitti, name))
-    np.testing.assert_allclose(coco.boxes, kitti.boxes, atol=1e-4)
-    np.testing.assert_array_equal(coco[3].image, kitti[3].image)
 
 
 LAYOUTS = {  # paths of the annotations and of the images, by split

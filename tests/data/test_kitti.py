@@ -220,7 +220,7 @@ def test_one_frame_cannot_be_split(tmp_path: Path) -> None:
 def test_a_frame_with_two_images_is_named(tmp_path: Path) -> None:
     write_kitti(tmp_path, 3)
     write_frame(tmp_path / "training", "000000", [CAR], suffix=".jpg")
-    with pytest.raises(InputError, match=r"image '000000' is there twice, 000000\.jpg and 000000\.png"):
+    with pytest.raises(InputError, match=r"image_2: '000000' is there twice, 000000\.jpg and 000000\.png"):
         KittiDataset(tmp_path)
 
 

@@ -41,7 +41,7 @@ def test_a_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match=r"holds no data set itself: no image_2 and label_2 \(KITTI\), no data\.yaml"):
+    with pytest.raises(InputError, match=r"holds no data set itself: no image_2 and label_2 \(KITTI\), data\.yaml"):
         open_dataset(tmp_path)
     inner = write_kitti(tmp_path / "unpacked", 4)
     with pytest.raises(InputError, match=rf"holds no data set itself; give the path of {inner}$"):

@@ -1,6 +1,6 @@
 """The command line: options to arguments, results to stdout, progress and notes to stderr."""
 
-from tinydet.cli import train, use
+from tinydet.cli import data, train, use
 from tinydet.cli.base import main
 
-__all__ = ["main", "train", "use"]
+__all__ = ["data", "main", "train", "use"]

@@ -47,9 +47,9 @@ def train(
 ) -> None:
     """Train a detector on DATA.
 
-    DATA is a KITTI folder, a YOLO folder, or COCO annotations. The averaged weights are validated after every epoch. A
-    run's folder holds the checkpoints best.pt and
-    last.pt, metrics.jsonl with one line an epoch, and images and curves of the run.
+    DATA is a KITTI, YOLO or Pascal VOC folder, or COCO annotations. The averaged weights are validated after every
+    epoch. A run's folder holds the checkpoints best.pt and last.pt, metrics.jsonl with one line an epoch, and images
+    and curves of the run.
 
     \b
     Examples:

@@ -77,7 +77,7 @@ def evaluate(
 ) -> None:
     """Compute average precision on DATA.
 
-    COCO's AP, and of a KITTI folder also the official KITTI AP. DATA is a KITTI folder, a YOLO folder, or COCO
+    COCO's AP, and of a KITTI folder also the official KITTI AP. DATA is a KITTI, YOLO or Pascal VOC folder, or COCO
     annotations; with --predictions a KITTI folder, a folder of its label files, or a JSON file of COCO annotations.
 
     \b

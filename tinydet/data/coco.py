@@ -1,8 +1,7 @@
-"""COCO's annotations as a data set, and back."""
+"""COCO's annotations as a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from tinydet.data.dataset import (
     CocoAnnotations,
     Columns,
     DetectionDataset,
-    as_annotations,
     crowds_of_every_class,
     gather,
 )
@@ -119,18 +117,3 @@ def repeated_regions(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) 
     again = labels == IGNORE
     again[ignored[first]] = False
     return again
-
-
-def coco_json(dataset: DetectionDataset) -> dict[str, Any]:
-    """Convert a data set to COCO annotations, with ids from 1 and absolute paths; an ignore region to many crowds."""
-    images = [
-        {"id": i, "file_name": str(frame.path.resolve()), "height": frame.size[0], "width": frame.size[1]}
-        for i, frame in enumerate(dataset.frames(), start=1)
-    ]
-    boxes = as_annotations(dataset.image_index, dataset.labels, dataset.boxes, classes=len(dataset.classes))
-    annotations = [
-        {"id": n, "image_id": image + 1, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for n, (image, label, box, area, crowd) in enumerate(zip(*(c.tolist() for c in boxes), strict=True), start=1)
-    ]
-    categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,7 +1,7 @@
 """KITTI: label and result files as arrays, and a data set of one split of a folder."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_f
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, list_files, parse_float, parse_lines, short_path
+from tinydet.files import PathLike, files_by_stem, parse_float, parse_lines, short_path
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
@@ -109,7 +109,7 @@ class KittiDataset(DetectionDataset):
         check_split(split)
         classes = KITTI_CLASSES if classes is None else tuple(classes)
         self._folder = folder = root if isinstance(root, KittiFolder) else find_kitti(root)
-        images, labels = _by_stem(folder.images, IMAGE_SUFFIXES), _by_stem(folder.labels, [".txt"])
+        images, labels = files_by_stem(folder.images, IMAGE_SUFFIXES), files_by_stem(folder.labels, [".txt"])
         names, note = _split_names(folder, images, labels, split=split, seed=seed, on_error=on_error)
         sizes = {name: size for name in names if (size := try_call(on_error, read_size, images[name]))}
         objects = [read_kitti_objects(labels[name], on_error=on_error) for name in sizes]
@@ -131,15 +131,6 @@ class KittiDataset(DetectionDataset):
 
     def _origin(self, row: int, line: int) -> str:
         return f"{short_path(self._folder.labels / self._columns.names[row])}.txt:{line}"
-
-
-def _by_stem(folder: Path, suffixes: Collection[str]) -> Paths:
-    """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
-    paths: Paths = {}
-    for path in list_files(folder, suffixes):
-        if (first := paths.setdefault(path.stem, path)) != path:
-            raise InputError(f"{folder}: image {path.stem!r} is there twice, {first.name} and {path.name}")
-    return paths
 
 
 def _split_names(

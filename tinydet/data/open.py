@@ -7,12 +7,18 @@ from typing import Any
 from tinydet.data.coco import CocoDataset
 from tinydet.data.coco_file import find_coco
 from tinydet.data.kitti import KittiDataset, find_kitti
+from tinydet.data.voc import VocDataset, find_voc
 from tinydet.data.yolo import YoloDataset, find_yolo
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
 from tinydet.files import PathLike
 
-READERS: dict[Any, Any] = {find_kitti: KittiDataset, find_yolo: YoloDataset, find_coco: CocoDataset}
-FORMATS = "no image_2 and label_2 (KITTI), no data.yaml or classes.txt (YOLO), no JSON of annotations (COCO)"
+READERS: dict[Any, Any] = {
+    find_kitti: KittiDataset,
+    find_yolo: YoloDataset,
+    find_voc: VocDataset,
+    find_coco: CocoDataset,
+}
+SIGNS = "no image_2 and label_2 (KITTI), data.yaml or classes.txt (YOLO), XML files (Pascal VOC), or JSON (COCO)"
 
 
 def open_dataset(
@@ -22,18 +28,19 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     on_error: OnError = raise_error,
-) -> KittiDataset | CocoDataset | YoloDataset:
-    """Open one split of a KITTI folder, a YOLO folder or COCO annotations, told by what is there.
+) -> KittiDataset | CocoDataset | YoloDataset | VocDataset:
+    """Open one split of a KITTI, YOLO or Pascal VOC folder, or of COCO annotations, told by what is there.
 
     Args:
         root: a folder, a JSON file of COCO's, or a YAML file of YOLO's.
         split: "train", "val" or "all".
-        classes: their names, in any case; KITTI's three, or all that a COCO or YOLO file names, when None.
+        classes: their names, in any case; when None KITTI's three, all that a COCO or YOLO file names, or all that
+            Pascal VOC objects have.
         seed: draws the split where the data do not say.
         on_error: called for each line, box or image that is wrong; if it returns, that is left out.
 
     Raises:
-        InputError: it is none of the three, or something in it is wrong: names the file, the line and the value.
+        InputError: it is none of the four, or something in it is wrong: names the file, the line and the value.
     """
     root = Path(root)
     if not root.exists():
@@ -47,5 +54,5 @@ def open_dataset(
             raise error
     inner = [one for one in sorted(root.iterdir()) if one.is_dir() and one.name[0] != "."] if root.is_dir() else []
     found_in = [one for one in inner for find in READERS if try_call(errors.append, find, one) is not None]
-    hint = f"; give the path of {found_in[0]}" if found_in else f": {FORMATS}"
+    hint = f"; give the path of {found_in[0]}" if found_in else f": {SIGNS}"
     raise InputError(f"{root}: holds no data set itself{hint}")
