@@ -88,8 +88,9 @@ def check_data(
                 progress(done, len(images))
 
     warnings: list[str] = []
-    for dataset in datasets.values():
-        warnings += [*dataset.notes, *duplicate_boxes(dataset), *small_objects(dataset, config.image_size)]
+    for name, dataset in datasets.items():
+        texts = [*dataset.notes, *duplicate_boxes(dataset), *small_objects(dataset, config.image_size)]
+        warnings += [f"{name}: {text}" if text[0].isdigit() else text for text in texts]  # counts are of a split
     if val_set is not None:
         warnings += try_call(errors.append, train_val_leakage, train_set, val_set) or []
     inputs = compare_inputs(train_set, config)
