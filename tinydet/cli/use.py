@@ -107,6 +107,8 @@ def evaluate(
         )
         click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         numbers = scores = score(dataset, found)
+        for note in scores.get("notes", []):
+            click.echo(f"note: {note}", err=True)
         if report is not None:
             from tinydet.report import report_page
 

@@ -14,6 +14,7 @@ from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakag
 from tinydet.data.loader import train_batches, val_batches
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import atomic_write
+from tinydet.metrics.coco import CocoTruth, crowded_notes
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
@@ -248,6 +249,7 @@ def less_memory(images: int, micro_batches: int) -> str:
 def data_notes(run: Run) -> list[str]:
     """Say what is odd about the data; `tinydet check` says more."""
     notes = [*run.train_set.notes, *run.val_set.notes, *small_objects(run.train_set, run.config.image_size)]
+    notes += crowded_notes(CocoTruth(*run.val_set.coco_annotations()))
     if found := duplicate_boxes(run.train_set):
         notes.append(f"{found[0]}" + (f", and {len(found) - 1} more; tinydet check names them" if found[1:] else ""))
     return notes if run.settings.overfit is not None else [*notes, *train_val_leakage(run.train_set, run.val_set)]
