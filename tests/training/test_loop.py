@@ -20,7 +20,9 @@ import tinydet.training.start
 from tests.checkpoints import assert_same
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli.text import run_header
+from tinydet.data.augment import import_albumentations
 from tinydet.data.kitti import KittiDataset
+from tinydet.data.transforms import transforms_to_dict
 from tinydet.errors import InputError
 from tinydet.evaluation import Scores, Validation
 from tinydet.model.config import ModelConfig, model_config
@@ -244,6 +246,44 @@ def test_a_finished_run_has_nothing_left_to_do(settings: TrainSettings, through:
     assert len(started.history) == EPOCHS
     assert f"{EPOCHS} epochs, of which {EPOCHS} are done" in run_header(started)
     assert digests(through.out) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Tram", ": started with the classes Car, Pedestrian, and the data now have Car, Tram; start a new run$"),
+        (
+            "Car",
+            ": started with 12 images with 18 objects to train on and 1 images with 1 objects to validate on, and the "
+            "data now are 12 images with 19 objects to train on and 1 images with 1 objects to validate on; start a",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(
+    settings: TrainSettings, through: Run, tmp_path: Path, kind: str, said: str
+) -> None:
+    data, before = Path(shutil.copytree(settings.data, tmp_path / "data")), digests(through.out)
+    with open(data / "training/label_2/000000.txt", "a") as file:
+        print(label_line(kind, (120, 10, 150, 40)), file=file)
+    classes = ("Car", "Tram") if kind == "Tram" else settings.classes
+    with pytest.raises(InputError, match=said):
+        next(train(replace(settings, data=str(data), classes=classes), through.out, resume=True))
+    assert digests(through.out) == before
+
+
+def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) -> None:
+    A, rows = import_albumentations(), list[dict[str, Any]]()
+    own = A.Compose([A.VerticalFlip(p=0.5), A.RandomGamma(p=1)])
+    few = replace(settings, epochs=2)
+    events = list(train(few, tmp_path, augment=own, on_epoch=rows.append))
+    assert rows == [event.row for event in events if isinstance(event, Validated)] == strict_rows(tmp_path)
+    assert len(rows) == 2
+    saved = TrainSettings(**load_checkpoint(tmp_path / "last.pt").training["settings"])
+    assert saved == replace(few, augment=transforms_to_dict(own))
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["augment"] == saved.augment
+    started = events[0]
+    assert isinstance(started, Started)
+    assert "scale jitter 0.8 to 1.8, VerticalFlip, RandomGamma, copy-paste into 70%" in run_header(started)
 
 
 def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None:

@@ -114,7 +114,11 @@ def augmentation(settings: Any) -> str:
         return "not augmented"
     low, high = settings.scale_range
     pasted = f", copy-paste into {settings.copy_paste:.0%}" if settings.copy_paste else ""
-    return f"scale jitter {low:g} to {high:g}, flips, colour jitter{pasted}"
+    changes = "flips, colour jitter"
+    if settings.augment:
+        one = settings.augment["transform"]
+        changes = ", ".join(part["__class_fullname__"].rpartition(".")[2] for part in one.get("transforms", [one]))
+    return f"scale jitter {low:g} to {high:g}, {changes}{pasted}"
 
 
 def counted(found: Mapping[str, int]) -> str:

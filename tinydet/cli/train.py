@@ -61,6 +61,7 @@ def train(
       tinydet train kitti/ --out runs/d0-1 --resume
     """
     from tinydet.cli.text import epoch_head, epoch_row, run_header, weights_lines
+    from tinydet.data.transforms import read_transforms
     from tinydet.run_images import (
         GRID_IMAGES,
         NO_MATPLOTLIB,
@@ -80,6 +81,8 @@ def train(
         raise InputError("--epochs and --minutes: give one of them")
     if no_ema:
         options["ema_decay"] = 0.0
+    if options["augment"] is not None:
+        options["augment"] = read_transforms(options["augment"])
     settings = TrainSettings(data=str(data), **options)
     if resume:
         if out is None:

@@ -12,6 +12,7 @@ import torch
 
 from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakage
 from tinydet.data.loader import train_batches, val_batches
+from tinydet.data.transforms import transforms_to_dict
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import atomic_write
 from tinydet.metrics.coco import CocoTruth, crowded_notes
@@ -84,6 +85,8 @@ def train(
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = False,
+    augment: Any = None,
+    on_epoch: Callable[[Row], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
     """Train on a data set and validate the averaged weights after every epoch.
@@ -99,6 +102,8 @@ def train(
         device: where to compute.
         command: what repeats the run; goes to `command.txt`.
         progress: whether to show the progress of a download on stderr.
+        augment: an albumentations Compose in place of flip and colour jitter; it becomes part of the settings.
+        on_epoch: called with an epoch's row of metrics.jsonl after its validation, such as a logger's function.
         clock: seconds, which measure a run of so many minutes from this call on.
 
     Yields:
@@ -110,6 +115,8 @@ def train(
     """
     began = clock()
     out = None if out is None else Path(out)
+    if augment is not None:
+        settings = dataclasses.replace(settings, augment=transforms_to_dict(augment))
     run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
     settings, config, budget = run.settings, run.config, run.budget
     history, micro_batches, began = training["history"], training["micro_batches"], began - training["elapsed"]
@@ -165,6 +172,8 @@ def train(
         history = [*history, row]
         training = {**training, "history": history, "micro_batches": micro_batches, "elapsed": clock() - began}
         write_epoch(out, run, state, training, best=best)
+        if on_epoch is not None:
+            on_epoch(row)
         yield Validated(row, best, found.detections)
         if settings.overfit is None:
             yield from map(Message, diagnose(history, settings))
@@ -192,6 +201,7 @@ def training_batches(run: Run, epochs: range, *, batch_size: int | None = None, 
         crop=run.crop,
         scale_range=None if settings.overfit else settings.scale_range,
         copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
+        augment=settings.augment,
         seed=settings.seed,
         workers=settings.workers if workers is None else workers,
         pin_memory=run.device.type == "cuda",

@@ -1,7 +1,7 @@
 """Settings of a training run, each declared once: default, help text, and choices. The command line reads them here."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,9 @@ class TrainSettings:
     )
     copy_paste: float | None = setting(
         None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0
+    )
+    augment: Mapping[str, Any] | None = setting(
+        None, "Transforms in place of flip and colour jitter: a JSON or YAML file that albumentations.save wrote."
     )
     keep: int | None = setting(None, "Keep the checkpoint of every Nth epoch as epoch-N.pt.", low=1)
     early_stop: int | None = setting(None, "Stop after that many epochs without a better one.", low=1)
