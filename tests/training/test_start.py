@@ -181,9 +181,11 @@ def test_only_loaded_weights_can_be_frozen() -> None:
 def test_batch_norms_need_two_values() -> None:
     config = model_config("lite0")
     norms = frozen_modules(meta_model(config), "norms", loaded=[*params_and_buffers(meta_model(config)).buffers])
-    for crop, images, frozen in (((128, 129), 1, ()), ((128, 128), 2, ()), ((128, 128), 1, norms)):
+    nothing = frozenset[str]()
+    for crop, images, frozen in (((128, 129), 1, nothing), ((128, 128), 2, nothing), ((128, 128), 1, norms)):
         check_batch_norms(config, crop, frozen=frozen, images=images)
-    for crop, frozen in (((128, 128), ()), ((32, 64), {name for name in norms if name.startswith("backbone.")})):
+    backbone = frozenset(name for name in norms if name.startswith("backbone."))
+    for crop, frozen in (((128, 128), nothing), ((32, 64), backbone)):
         said = (
             f"one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is 1x1; try a larger --s"
         )
