@@ -305,8 +305,20 @@ def test_files_of_weights(home: Path, tmp_path: Path) -> None:
     result = run("strip", best, "--out", tmp_path / "small.pt")
     assert re.search(r"small\.pt, \d+\.\d MB of \d+\.\d MB", result.stdout)
     assert "exists already" in refusal("strip", best, "--out", tmp_path / "small.pt")
-    small = run("evaluate", home / "kitti", "--weights", tmp_path / "small.pt", "--json")
-    assert small.stdout == run("evaluate", home / "kitti", "--weights", best, "--json").stdout
+    safe: list[str | Path] = ["strip", best, "--format", "safetensors", "--out", tmp_path / "hub/small.safetensors"]
+    (tmp_path / "hub").mkdir()
+    assert run(*safe).exit_code == 0
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "Detects Car, Pedestrian." in card
+    assert 'td.load("small.safetensors")' in card
+    assert re.search(r"\| Moderate R40, Car \| \d+\.\d % \|", card)
+    assert "README.md: exists already; name another folder" in refusal(*safe[:-1], tmp_path / "hub/other.safetensors")
+    assert "writes only files named *.safetensors" in refusal(*safe[:-1], tmp_path / "other.pt")
+    assert "writes no files named *.safetensors" in refusal("strip", best, "--out", tmp_path / "other.safetensors")
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["README.md", "small.pt", "small.safetensors"]
+    expected = run("evaluate", home / "kitti", "--weights", best, "--json").stdout
+    for small in ("small.pt", "hub/small.safetensors"):
+        assert run("evaluate", home / "kitti", "--weights", tmp_path / small, "--json").stdout == expected
 
 
 def test_export_says_what_the_file_takes_and_gives(home: Path, tmp_path: Path) -> None:

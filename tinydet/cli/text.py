@@ -1,6 +1,7 @@
 """Results as text for the terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tinydet.check import Check, check_tables
@@ -10,6 +11,26 @@ from tinydet.runs import class_columns, table_lines
 from tinydet.training.loop import Started
 from tinydet.weights.load import LoadReport
 
+MODEL_CARD = """---
+library_name: tinydet
+pipeline_tag: object-detection
+---
+
+# EfficientDet {model}
+
+Detects {classes}.
+
+| | |
+|---|---|
+{facts}
+
+```python
+import tinydet as td
+
+detector = td.load("{file}")
+detector("img.png").draw().save("found.png")
+```
+"""
 PRECISE = {"off": "float32", "bf16": "bfloat16 where it is safe", "fp16": "float16 where it is safe"}
 
 
@@ -75,6 +96,19 @@ def info_lines(known: Mapping[str, Any]) -> str:
         by_class = ", ".join(f"{name} {ap:.1f}" for name, ap in known["ap_by_class"].items())
         lines["score"] = f"{known['metric']} {known['ap']:.1f} after epoch {known['epoch']}: {by_class}"
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
+
+
+def model_card(known: Mapping[str, Any], *, file: str) -> str:
+    """Format the description of a file of weights as a model card: Markdown, with the head that model hubs read."""
+    facts = {"input": "x".join(map(str, known["image_size"])), "parameters": f"{known['parameters']:,}"}
+    facts |= {"trained on": Path(known["data"]).name, "from": known["began_from"]} if known.get("data") else {}
+    if "ap" in known:
+        facts[known["metric"]] = f"{known['ap']:.1f} %, after epoch {known['epoch']}"
+        facts |= {f"{known['metric']}, {name}": f"{ap:.1f} %" for name, ap in known["ap_by_class"].items()}
+    rows = [f"| {name} | {text} |" for name, text in facts.items()]
+    return MODEL_CARD.format(
+        model=known["model"], classes=", ".join(known["classes"]), facts="\n".join(rows), file=file
+    )
 
 
 def run_header(started: Started) -> str:

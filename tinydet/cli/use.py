@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -254,21 +255,37 @@ def info(weights: Path, as_json: bool) -> None:
 
 @command()
 @click.argument("weights", type=PATH)
-@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt beside WEIGHTS.")
-def strip(weights: Path, out: Path | None) -> None:
+@option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
+@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 
-    The averaged weights stay: a quarter of the size. It loads everywhere, but a run cannot be resumed from it.
+    The averaged weights stay: a quarter of the size. It loads everywhere, but a run cannot be resumed from it. With
+    --format safetensors, a model card, README.md, is written beside it.
 
     \b
     Examples:
       tinydet strip runs/d0-1/best.pt
       tinydet strip runs/d0-1/best.pt --out detector.pt
+      tinydet strip runs/d0-1/best.pt --format safetensors --out hub/detector.safetensors
     """
+    from tinydet.cli.text import model_card
+    from tinydet.weights.checkpoint import SAFETENSORS
     from tinydet.weights.checkpoint import strip as strip_checkpoint
+    from tinydet.weights.load import describe
 
-    out = out or weights.with_name(f"{weights.stem}-stripped.pt")
-    if out.exists():
-        raise InputError(f"{out}: exists already; name another file by --out")
+    safe = format == "safetensors"
+    out = out or weights.with_name(f"{weights.stem}-stripped{SAFETENSORS if safe else '.pt'}")
+    if safe != (out.suffix == SAFETENSORS):
+        raise InputError(f"{out}: --format {format} writes {'only ' if safe else 'no '}files named *{SAFETENSORS}")
+    if safe and not find_spec("safetensors"):
+        raise InputError("--format safetensors needs the safetensors package: pip install safetensors")
+    card = out.with_name("README.md") if safe else None
+    for file in filter(None, (out, card)):
+        if file.exists():
+            raise InputError(f"{file}: exists already; name another {'file' if file == out else 'folder'} by --out")
     before, after = strip_checkpoint(weights, out)
     click.echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
+    if card is not None:
+        card.write_text(model_card(describe(out), file=out.name), encoding="utf-8")
+        click.echo(f"model card in {card}")
