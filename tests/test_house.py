@@ -23,7 +23,7 @@ PLAN = [
     ("weights", "torch filelock safetensors"),
     ("data", "numpy torch PIL albumentations yaml"),
     ("metrics", "numpy"),
-    ("draw html", "numpy torch PIL jinja2"),
+    ("draw fonts html", "numpy torch PIL jinja2"),
     ("detector evaluation result_files tide predict export", "numpy torch PIL onnxruntime onnxscript"),
     ("training", "numpy torch"),
     ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),

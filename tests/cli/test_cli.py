@@ -295,6 +295,36 @@ def test_check_counts_and_names_errors(home: Path, tmp_path: Path) -> None:
     assert found["splits"]["val"]["images"] == 2
 
 
+def test_names_are_printed_as_data(tmp_path: Path) -> None:
+    """A class name cannot move the cursor, and what the encoding of a pipe lacks is replaced."""
+    names = 'names: ["a\\e[31mred", "汽车"]'
+    write_yolo(tmp_path, YAML.replace("names: [cat, dog]", names), {"train/a": "0 0.5 0.5 0.5 0.5\n", "val/b": ""})
+    shown = run("check", tmp_path)
+    text = shown.stdout
+    assert "\na\\x1b[31mred " in text
+    assert "\x1b" not in text
+    assert "\n汽车 " in text
+    program, cp1252 = "from tinydet.cli import main; main()", os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-c", program, "check", str(tmp_path)]
+    result = subprocess.run(command, env=cp1252, capture_output=True, timeout=120)
+    assert (result.returncode, result.stderr) == (shown.exit_code, b"")
+    assert b"?? " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["check x --html", "evaluate x --report", "export x --out", "strip x --out", "compare x y --plot"],
+)
+def test_a_file_to_write_is_no_folder_and_its_own_is_made(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    for wrong, said in ((tmp_path, "is a directory"), (tmp_path / "file/page.html", "file: File exists")):
+        result = run(*command.split(), wrong)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+    run(*command.split(), tmp_path / "new/folder/page.html")
+    assert (tmp_path / "new/folder").is_dir()
+
+
 def test_files_of_weights(home: Path, tmp_path: Path) -> None:
     best = home / "runs/lite0-1/best.pt"
     text = run("info", best).stdout
@@ -306,7 +336,6 @@ def test_files_of_weights(home: Path, tmp_path: Path) -> None:
     assert re.search(r"small\.pt, \d+\.\d MB of \d+\.\d MB", result.stdout)
     assert "exists already" in refusal("strip", best, "--out", tmp_path / "small.pt")
     safe: list[str | Path] = ["strip", best, "--format", "safetensors", "--out", tmp_path / "hub/small.safetensors"]
-    (tmp_path / "hub").mkdir()
     assert run(*safe).exit_code == 0
     card = (tmp_path / "hub/README.md").read_text()
     assert "Detects Car, Pedestrian." in card

@@ -11,12 +11,14 @@ import click
 
 from tinydet.cli.base import (
     NAMES,
+    OUTPUT,
     PATH,
     SIZE,
     Choice,
     choose_device,
     command,
     device_option,
+    echo,
     json_option,
     on_terminal,
     option,
@@ -60,7 +62,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> Any:
 @option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
 @option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
 @tta_option
-@option("--report", type=PATH, help="Write a page with curves and errors to this file.")
+@option("--report", type=OUTPUT, help="Write a page with curves and errors to this file.")
 @json_option
 @device_option
 def evaluate(
@@ -193,7 +195,7 @@ def predict(
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
-@option("--out", type=PATH, help="Output file; default: beside WEIGHTS.")
+@option("--out", type=OUTPUT, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
 @option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
 @score_option
@@ -219,15 +221,15 @@ def export(
     sample = sample_image(image, size or (None if image else detector.config.image_size))
     difference = export_model(detector, out, format=format, image=sample, **settings)
     height, width = sample.shape[:2]
-    click.echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
-    click.echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
+    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
+    echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
     if difference is None:
-        click.echo("note: not tested, because onnxruntime is not installed", err=True)
+        echo("note: not tested, because onnxruntime is not installed", err=True)
     elif not difference.objects:
-        click.echo("note: not tested, because nothing was detected; give an image by --image", err=True)
+        echo("note: not tested, because nothing was detected; give an image by --image", err=True)
     else:
         boxes, scores, count = difference
-        click.echo(
+        echo(
             f"tested on {image or 'noise'}: {count} objects; largest difference from eager PyTorch: "
             f"boxes {boxes:.2g} pixels, scores {scores:.2g}"
         )
@@ -256,7 +258,7 @@ def info(weights: Path, as_json: bool) -> None:
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
-@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+@option("--out", type=OUTPUT, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
 def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 
@@ -285,7 +287,7 @@ def strip(weights: Path, format: str, out: Path | None) -> None:
         if file.exists():
             raise InputError(f"{file}: exists already; name another {'file' if file == out else 'folder'} by --out")
     before, after = strip_checkpoint(weights, out)
-    click.echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
+    echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
     if card is not None:
         card.write_text(model_card(describe(out), file=out.name), encoding="utf-8")
-        click.echo(f"model card in {card}")
+        echo(f"model card in {card}")
