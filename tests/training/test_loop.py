@@ -293,6 +293,13 @@ def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None
     assert digests(through.out) == before
 
 
+def test_a_file_is_no_folder_for_a_run(settings: TrainSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(InputError, match=f"^{out}: cannot be the folder of a run; there is a file of that name"):
+            next(train(settings, out))
+
+
 def test_there_is_nothing_to_resume(settings: TrainSettings, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"last\.pt: No such file"):
         next(train(settings, tmp_path / "none", resume=True))

@@ -133,7 +133,7 @@ class Output(click.Path):
     """A path of a file to write; its folder is made where it is missing, before the work."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(super().convert(value, param, ctx))
+        path: Any = super().convert(value, param, ctx)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,7 +143,7 @@ class Output(click.Path):
         return path
 
 
-OUTPUT = Output(dir_okay=False, writable=True)
+OUTPUT = Output(dir_okay=False, writable=True, path_type=Path)
 SIZE = Parsed("HxW", parse_size, "HEIGHTxWIDTH in pixels, such as 256x896")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {

@@ -75,6 +75,8 @@ def start_run(
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
         raise InputError("resume: name the folder of the run to resume")
+    if out is not None and any(place.is_file() for place in (out, *out.parents)):
+        raise InputError(f"{out}: cannot be the folder of a run; there is a file of that name")
     if not resume and out is not None and (out / "last.pt").exists():
         raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     train_set, val_set = open_splits(settings)
