@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.checkpoints import assert_same
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli.text import run_header
 from tinydet.data.augment import import_albumentations
+from tinydet.data.dataset import DetectionDataset, Frame
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.transforms import transforms_to_dict
 from tinydet.errors import InputError
@@ -28,7 +30,7 @@ from tinydet.evaluation import Scores, Validation
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.training.autosize import anchor_recall
-from tinydet.training.loop import Event, Message, Started, Stepped, Validated, new_folder, train
+from tinydet.training.loop import Event, Message, Started, Stepped, Validated, data_notes, new_folder, train
 from tinydet.training.schedule import cosine
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State
@@ -269,6 +271,28 @@ def test_a_run_does_not_go_on_with_other_data(
     with pytest.raises(InputError, match=said):
         next(train(replace(settings, data=str(data), classes=classes), through.out, resume=True))
     assert digests(through.out) == before
+
+
+def test_crowded_validation_images_are_noted_at_the_start() -> None:
+    few, many = (
+        DetectionDataset(
+            [
+                Frame(
+                    "a",
+                    Path("a.png"),
+                    (100, 100),
+                    np.tile(np.array([[9, 9, 60, 60]], np.float32), (n, 1)),
+                    np.zeros(n, int),
+                )
+            ],
+            classes=("cat",),
+        )
+        for n in (1, 101)
+    )
+    run: Any = SimpleNamespace(
+        train_set=few, val_set=many, config=model_config("lite0"), settings=TrainSettings("x", overfit=1)
+    )
+    assert any(note.startswith("1 image holds more than 100 objects; COCO's AP counts 100") for note in data_notes(run))
 
 
 def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) -> None:
