@@ -28,6 +28,7 @@ from tinydet.model.config import COCO_CLASSES
 from tinydet.weights import pretrained
 from tinydet.weights.load import load_weights
 
+ROOT = Path(__file__).parents[2]
 LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
 MODEL = ["--model", "lite0", "--size", "64x128", "--classes", "Car,Pedestrian"]
 TINY = [*MODEL, "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
@@ -309,6 +310,11 @@ def test_names_are_printed_as_data(tmp_path: Path) -> None:
     result = subprocess.run(command, env=cp1252, capture_output=True, timeout=120)
     assert (result.returncode, result.stderr) == (shown.exit_code, b"")
     assert b"?? " in result.stdout
+
+
+def test_all_commands_print_by_the_echo_that_escapes() -> None:
+    for path in (ROOT / "tinydet/cli").glob("*.py"):
+        assert path.name == "base.py" or "click.echo" not in path.read_text(), path.name
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> Any:
     if weights == "auto":
         source = newest_weights() or "coco"
         if source == "coco":
-            click.echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
+            echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
     return load_detector(source, model=model, device=choose_device(device), progress=on_terminal())
 
 
@@ -101,23 +101,23 @@ def evaluate(
             raise InputError("--predictions goes neither with --weights nor with --report, which need a detector")
         numbers, notes = evaluate_files(data, predictions, classes=classes, split=split)
         for note in notes:
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         scores = scores_by_name(numbers)
     else:
         detector = load_weights(weights, model=model, device=device)
         dataset, found = evaluate_detector(
             data, detector, split=split, classes=classes, class_map=dict(class_map), **options
         )
-        click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
+        echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         numbers = scores = score(dataset, found)
         for note in scores.get("notes", []):
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         if report is not None:
             from tinydet.report import report_page
 
             report.write_text(report_page(dataset, found, scores, source=detector.source), encoding="utf-8")
-            click.echo(f"report in {report}", err=True)
-    click.echo(json.dumps(numbers) if as_json else ap_table(scores))
+            echo(f"report in {report}", err=True)
+    echo(json.dumps(numbers) if as_json else ap_table(scores))
 
 
 @command()
@@ -168,7 +168,7 @@ def predict(
 
     def on_error(error: InputError) -> None:
         unread.append(error)
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
 
     folder = ctx.with_resource(TemporaryDirectory())
     listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
@@ -176,7 +176,7 @@ def predict(
     ids = read_coco(coco) if coco is not None else None
     detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     if compile:
-        click.echo("note: compiling the network, which takes about a minute", err=True)
+        echo("note: compiling the network, which takes about a minute", err=True)
     found = predict_images(paths, detector, on_error=on_error, **settings)
     counts = save_predictions(
         found,
@@ -185,10 +185,10 @@ def predict(
         image_ids=ids and {Path(name).name: i for name, i in zip(ids.file_names, ids.image_ids.tolist(), strict=True)},
         category_ids=ids and {name: i for i, name in ids.categories.items()},
     )
-    click.echo(f"{counted(counts)} with {detector.source}")
-    click.echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
+    echo(f"{counted(counts)} with {detector.source}")
+    echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
     if unread:
-        click.echo(f"{len(unread)} images could not be read", err=True)
+        echo(f"{len(unread)} images could not be read", err=True)
         ctx.exit(1)
 
 
@@ -252,7 +252,7 @@ def info(weights: Path, as_json: bool) -> None:
     from tinydet.weights.load import describe
 
     known = describe(weights)
-    click.echo(json.dumps(known) if as_json else info_lines(known))
+    echo(json.dumps(known) if as_json else info_lines(known))
 
 
 @command()
