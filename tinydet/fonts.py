@@ -37,12 +37,20 @@ def find_font(characters: frozenset[str]) -> tuple[str | None, frozenset[str]]:
     if matplotlib := find_spec("matplotlib"):  # which brings DejaVu Sans
         folders += [Path(place) / "mpl-data/fonts/ttf" for place in matplotlib.submodule_search_locations or ()]
     found = [path for folder in folders for path in folder.rglob("*") if NAMES.fullmatch(path.name)]
-    lacked = {path: lacking(ImageFont.truetype(path, 16), characters) for path in found}
-    best = min(lacked, key=lambda path: len(lacked[path]), default=None)
+    lacked = {path: _lacking_in(path, characters) for path in found}
+    best = min((path for path in found if lacked[path] != characters), key=lambda path: len(lacked[path]), default=None)
     missing = lacked[best] if best else lacking(ImageFont.load_default(size=16), characters)
     if missing:
         warn_of_boxes()
     return (str(best) if best else None), missing
+
+
+def _lacking_in(path: Path, characters: frozenset[str]) -> frozenset[str]:
+    """List the characters that a file of a font has not: all of them, if it cannot be read."""
+    try:
+        return lacking(ImageFont.truetype(path, 16), characters)
+    except OSError:
+        return characters
 
 
 @lru_cache

@@ -312,6 +312,12 @@ def test_names_are_printed_as_data(tmp_path: Path) -> None:
     assert b"?? " in result.stdout
 
 
+def test_transforms_that_are_none_are_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text('{"transform": {"__class_fullname__": "Blurr", "p": 1}}')
+    line = refusal("train", "no data", "--augment", tmp_path / "own.json")
+    assert "own.json: not transforms of albumentations (KeyError: 'Blurr')" in line
+
+
 def test_all_commands_print_by_the_echo_that_escapes() -> None:
     for path in (ROOT / "tinydet/cli").glob("*.py"):
         assert path.name == "base.py" or "click.echo" not in path.read_text(), path.name

@@ -1,6 +1,7 @@
 """Transforms of the user's: in place of flips and colours, the same for a seed, whoever loads them, and saved whole."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_a_file_is_read_as_it_was_saved(tmp_path: Path, suffix: str) -> None:
     path, transforms = tmp_path / f"own{suffix}", A.Compose([*RANDOM, A.Affine(rotate=(-5, 5), p=1)])
     A.save(transforms, path, data_format=suffix[1:])
     plain = read_transforms(path)
+    assert pickle.loads(pickle.dumps(own_transforms(plain))).transforms  # as a worker that is not forked gets it
     assert plain == transforms_to_dict(transforms) == json.loads(json.dumps(plain))
     for one, other in ((own_transforms(plain), own_transforms(transforms)),):
         results = [augment(example(), SIZE, pad_value=(0, 0, 0), seed=5, transforms=each) for each in (one, other)]

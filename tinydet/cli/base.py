@@ -153,7 +153,7 @@ TYPES = {
     "batch_size": Parsed("N|auto", lambda text: None if text == "auto" else positive(int(text)), "a number or auto"),
     "crop": SIZE,
     "scale_range": Parsed("LOW,HIGH", parse_range, "LOW,HIGH, such as 0.8,1.8"),
-    "augment": PATH,
+    "augment": click.Path(dir_okay=False, path_type=Path),
 }
 FLAGS = {"image_size": ("--size",), "weights": ("--weights", "--from")}
 
