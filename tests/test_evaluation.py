@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tests.checkpoints import weights_of
 from tests.kitti_folders import label_line, write_kitti
@@ -271,6 +271,46 @@ def test_no_detections_at_all() -> None:
 def test_there_must_be_detections_of_each_image(count: int) -> None:
     with pytest.raises(InputError, match=f"detections: {count} lists for 2 images; there must be one for each"):
         evaluate(two_images(), [detections_of()] * count)
+
+
+def test_a_part_of_a_data_set_must_have_as_many_too() -> None:
+    part = Subset(two_images(), [0])
+    assert evaluate(part, [detections_of((tuple(BOXES[0]), 0.5, 0))]).ap == pytest.approx(50)
+    for wrong in ([], [detections_of()] * 2):
+        with pytest.raises(InputError, match=f"detections: {len(wrong)} lists for 1 images"):
+            evaluate(part, wrong)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_of_detections_must_be_classes(tmp_path: Path, label: int) -> None:
+    found = [detections_of((tuple(BOXES[0]), 0.5, 0)), detections_of((tuple(BOXES[0]), 0.5, label))]
+    said = f"detections in image b: label {label} is none of 0 to 1$"
+    for function in (evaluate, pr_curves):
+        with pytest.raises(InputError, match=said):
+            function(two_images(), found)
+    kitti = KittiDataset(write_kitti(tmp_path, 4), "all", classes=("Car", "Van"))
+    with pytest.raises(InputError, match=f"^detections in image 000000: label {label} is none of 0 to 1$"):
+        pr_curves(kitti, [found[1]] * 4)
+
+
+def test_labels_of_a_data_set_must_be_the_models_classes(network: EfficientDet) -> None:
+    """Two classes that count from 1: the second would be validated as background."""
+    image, boxes = np.zeros((60, 80, 3), np.uint8), np.array([[10, 10, 50, 50]], np.float32)
+    with pytest.raises(InputError, match=r"label 2: there are 2 classes, whose labels are 0 to 1$"):
+        validated(network, [(image, boxes, [1]), (image, boxes, [2])])
+
+
+def test_a_note_on_more_objects_than_detections_count() -> None:
+    boxes = np.tile(BOXES[:1], (101, 1))
+    crowded = Frame("a", Path("a.png"), (100, 100), boxes, np.zeros(101, np.int64))
+    full = Frame("b", Path("b.png"), (100, 100), boxes, np.array([*[0] * 100, IGNORE]))
+    found = [detections_of(), detections_of()]
+    scores = evaluate(DetectionDataset([crowded, full], classes=("cat", "dog")), found)
+    limits = "COCO's AP counts 100 detections an image and class, and validation keeps 100 an image"
+    assert scores["notes"] == [f"1 image holds more than 100 objects; {limits}"]
+    scores = evaluate(DetectionDataset([crowded, crowded], classes=("cat",)), found)
+    assert scores["notes"] == [f"2 images hold more than 100 objects; {limits}"]
+    assert "notes" not in evaluate(DetectionDataset([full, full], classes=("cat",)), found)
 
 
 def test_the_area_under_a_curve_is_its_ap(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ NOWHERE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
 # Rooms from left to right; a file imports from its own room, one way, and from rooms to its left, and these packages.
 PLAN = [
-    ("labels errors files", "filelock"),
+    ("labels errors files", "filelock yaml"),
     ("ops", "torch"),
     ("model", "torch"),
     ("weights", "torch filelock safetensors"),
-    ("data", "numpy torch PIL albumentations yaml"),
+    ("data", "numpy torch PIL albumentations"),
     ("metrics", "numpy"),
-    ("draw html", "numpy torch PIL jinja2"),
+    ("draw fonts html", "numpy torch PIL jinja2"),
     ("detector evaluation result_files tide predict export convert", "numpy torch PIL onnxruntime onnxscript"),
     ("training", "numpy torch"),
     ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinydet.errors import InputError
 from tinydet.evaluation import PrCurve
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -166,6 +167,17 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     ):
         assert said <= set(texts(figure))
         plots.save_figure(figure, tmp_path / "a.svg")  # matplotlib would parse these as formulas, and fail
+        with pytest.raises(InputError, match=r"a\.xyz: no format of a plot; name it \.png, \.svg or \.pdf$"):
+            plots.save_figure(figure, tmp_path / "a.xyz")
+
+
+def test_names_of_other_alphabets_and_control_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glyph that is missing would be a warning, which fails a test; boxes take its place where no font has it."""
+    names = ("Fußgänger", "汽车", "a\x1b[31m\nb")
+    monkeypatch.setattr(plots, "find_font", lambda characters: (None, characters))
+    figure = plots.ap_curves([row(1, dict.fromkeys(names, 1.0))])
+    assert {"Fußgänger: 1.0", "□□: 1.0", "a\\x1b[31m\\nb: 1.0"} <= set(texts(figure))
+    plots.save_figure(figure, tmp_path / "a.png")
 
 
 def test_interrupted_figure_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,11 @@ def test_the_numbers_are_those_of_the_scores(dataset: KittiDataset, found: list[
     assert f"<td>all classes</td><td>{scores['COCO']['AP']:.2f}</td>" in text
 
 
+def test_notes_on_the_scores_are_shown(dataset: KittiDataset, found: list[Detections]) -> None:
+    scores = Scores(evaluate(dataset, found), notes=["2 images hold more than 100 objects"])
+    assert "<p>2 images hold more than 100 objects</p>" in report_page(dataset, found, scores, source="a test")
+
+
 def test_errors_of_every_type_are_shown(text: str) -> None:
     for heading in ("Missed: 2", "Background: 1", "Classification: 1", "Localisation: 1", "Duplicate: 1"):
         assert f"<h3>{heading}</h3>" in text

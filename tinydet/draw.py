@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from tinydet.data.images import resample
+from tinydet.errors import visible
 from tinydet.files import PathLike, atomic_write
+from tinydet.fonts import load_font
 from tinydet.labels import IGNORE
 from tinydet.ops.boxes import intersection
 
@@ -42,7 +44,7 @@ def draw(
     labels = np.asarray(labels)
     ranks = -(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) if scores is None else np.asarray(scores)
     rows = [int(row) for row in ranks.argsort(kind="stable") if labels[row] >= 0]
-    texts = [classes[labels[row]] + ("" if scores is None else f" {ranks[row]:.2f}") for row in rows]
+    texts = [visible(classes[labels[row]]) + ("" if scores is None else f" {ranks[row]:.2f}") for row in rows]
     colours = [PALETTE[labels[row] % len(PALETTE)] for row in rows]
     side = (scaled.shape[0] * scaled.shape[1]) ** 0.5
     line, letter = max(2, round(side / 350)), max(10, round(side / 52))
@@ -53,7 +55,7 @@ def draw(
         dash[line:-line, line:-line] = line
         region[np.indices(dash.shape).sum(0) % (8 * line) < dash] = GREY
     canvas = Image.fromarray(scaled)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=letter)
+    pen, font = ImageDraw.Draw(canvas), load_font("".join(texts), size=letter)
     outlines = _line_edges(boxes[rows], line=line, size=canvas.size)
     for outline, colour in zip(outlines.tolist(), colours, strict=True):
         _draw_rectangle(pen, outline, outline=colour, width=line)
@@ -93,7 +95,8 @@ def image_grid(images: Sequence[Image.Image], captions: Sequence[str], *, column
     rows = [images[first : first + columns] for first in range(0, len(images), columns)]
     tops = np.cumsum([gap, *(max(image.height for image in row) + line + gap for row in rows)]).tolist()
     canvas = Image.new("RGB", (gap + columns * (width + gap), tops[-1]), WHITE)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=0.7 * line)
+    captions = [*map(visible, captions)]
+    pen, font = ImageDraw.Draw(canvas), load_font("".join(captions), size=0.7 * line)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = gap + i % columns * (width + gap), tops[i // columns]
         canvas.paste(image, (x, y))

@@ -1,10 +1,12 @@
 """Errors about the user's input, and how readers collect them."""
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class InputError(ValueError):
@@ -31,6 +33,11 @@ def try_call(on_error: OnError, function: Callable[..., T], /, *args: Any, **kwa
     except InputError as error:
         on_error(error)
         return None
+
+
+def visible(text: str) -> str:
+    """Replace control characters, which a class name or a path may hold, by their escapes, such as \\x1b."""
+    return CONTROL.sub(lambda one: repr(one[0])[1:-1], text)
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from tinydet.data.open import open_dataset
 from tinydet.detector import Detector
 from tinydet.errors import InputError
 from tinydet.files import PathLike
-from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoTruth, coco_scores
+from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoTruth, coco_scores, crowded_notes
 from tinydet.metrics.kitti import DIFFICULTIES, KittiResult, KittiTruth, kitti_ap, kitti_curves
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.fold import inference_fn
@@ -23,7 +23,7 @@ from tinydet.model.functional import Params, Variables
 from tinydet.model.postprocess import Detections, detect, model_anchors, normalize
 from tinydet.ops.boxes import xyxy_to_xywh
 from tinydet.ops.kernels import assign_batch
-from tinydet.ops.losses import Losses, detection_loss
+from tinydet.ops.losses import Losses, check_labels, detection_loss
 from tinydet.weights.formats import Weights
 from tinydet.weights.load import select_classes
 
@@ -47,6 +47,9 @@ def validate(
     """Compute the losses and the detections of a dataset in one pass, on the device of (params, buffers).
 
     The data are any sized dataset of `Example` or (image, boxes, labels), or a loader of `Batch`.
+
+    Raises:
+        InputError: a label is none of the classes of the config.
     """
     if not isinstance(data, DataLoader):
         data = val_batches(data, config, batch_size=batch_size, workers=workers)
@@ -54,6 +57,7 @@ def validate(
     infer = inference_fn(Variables(*variables), config=config)
     total, detections = torch.zeros(len(Losses._fields), dtype=torch.float64), list[Detections]()
     for batch in data:
+        check_labels(batch.labels, classes=len(config.classes))
         batch = batch.to(device)
         anchors = model_anchors(config, tuple(batch.images.shape[2:]), device=device)
         outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
@@ -70,6 +74,7 @@ class Scores(dict[str, Any]):
 
     ["COCO"]: {"AP", "AP50", "AP75", "AP small", .. "AR large", "per_class": {class: AP}}.
     ["KITTI"], of KITTI data: {"R40": {class: {"easy", "moderate", "hard"}}, "R11": likewise, "n_gt": counts likewise}.
+    ["notes"], where there are any: sentences on what the scores leave out.
     """
 
     @property
@@ -100,14 +105,16 @@ def evaluate(
     They are in original pixels, and labelled by the classes of the dataset, or by `classes` where it has none.
 
     Raises:
-        InputError: there are not as many lists of detections as images.
+        InputError: there are not as many lists of detections as images, or a label is none of the classes.
     """
     truth = ground_truth(dataset, classes=classes)
     found = detections.detections if isinstance(detections, Validation) else detections
-    numbers = coco_numbers(*_coco_columns(truth, found), classes=truth.classes)
+    objects, result = _coco_columns(truth, found)
+    numbers = coco_numbers(objects, result, classes=truth.classes)
     if isinstance(truth, KittiDataset):
         numbers |= kitti_ap(*_kitti_frames(truth, found), classes=truth.classes)
-    return scores_by_name(numbers)
+    notes = crowded_notes(objects)
+    return Scores(scores_by_name(numbers), **({"notes": notes} if notes else {}))
 
 
 def coco_numbers(truth: CocoTruth, result: CocoResult, *, classes: Sequence[str]) -> dict[str, Any]:
@@ -152,10 +159,19 @@ def pr_curves(dataset: DetectionDataset, detections: Sequence[Detections]) -> di
     return curves
 
 
-def _coco_columns(dataset: DetectionDataset, detections: Sequence[Detections]) -> tuple[CocoTruth, CocoResult]:
-    """Convert a dataset and the detections of each image to COCO's columns."""
+def _check(dataset: DetectionDataset, detections: Sequence[Detections]) -> None:
+    """Raise InputError unless there are detections of each image, labelled by the classes."""
     if len(detections) != len(dataset):
         raise InputError(f"detections: {len(detections)} lists for {len(dataset)} images; there must be one for each")
+    count = len(dataset.classes)
+    for name, (*_, labels) in zip(dataset.names, detections, strict=True):
+        if wrong := labels[(labels < 0) | (labels >= count)].tolist():
+            raise InputError(f"detections in image {name}: label {wrong[0]} is none of 0 to {count - 1}")
+
+
+def _coco_columns(dataset: DetectionDataset, detections: Sequence[Detections]) -> tuple[CocoTruth, CocoResult]:
+    """Convert a dataset and the detections of each image to COCO's columns."""
+    _check(dataset, detections)
     boxes, scores, labels = (torch.cat(fields).cpu() for fields in zip(*detections, strict=True))
     images = np.repeat(np.arange(len(detections)), [len(one.labels) for one in detections])
     result = CocoResult(images, labels.numpy(), xyxy_to_xywh(boxes.double()).numpy(), scores.double().numpy())
@@ -164,6 +180,7 @@ def _coco_columns(dataset: DetectionDataset, detections: Sequence[Detections]) -
 
 def _kitti_frames(dataset: KittiDataset, found: Sequence[Detections]) -> tuple[list[KittiTruth], list[KittiResult]]:
     """Convert a dataset and the detections of each image to KITTI's frames."""
+    _check(dataset, found)
     results = []
     for boxes, scores, labels in found:
         types = [dataset.classes[label] for label in labels.tolist()]

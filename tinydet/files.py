@@ -89,6 +89,18 @@ def read_json(path: PathLike) -> Any:
         raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
 
 
+def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
+    """Read a YAML file of plain values, `as_text` all as they are written; the error where it is not YAML names the line."""
+    import yaml  # comes with albumentations
+
+    try:
+        return yaml.load(read_text(path), Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{short_path(path)}{line}: not YAML ({problem or str(error).splitlines()[0]})") from None
+
+
 @contextmanager
 def paused_gc() -> Iterator[None]:
     """Pause the search for cycles, which millions of new objects of a JSON file would start again and again."""

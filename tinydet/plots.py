@@ -1,28 +1,35 @@
 """Plot the curves of a run with matplotlib: legible at half size, and for colour-blind readers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import ImageFont
 
 from tinydet.draw import count_text
+from tinydet.errors import InputError, visible
 from tinydet.evaluation import PrCurve
 from tinydet.files import PathLike, atomic_write
+from tinydet.fonts import find_font, lacking
 from tinydet.training.schedule import best_row
 
+P = ParamSpec("P")
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl, one for each epoch and at least one
 
 # Okabe and Ito's palette, without the yellow, which white paper swallows; black is the mean's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: dict[str, Any] = {"easy": (0, (5, 2)), "moderate": "-", "hard": (0, (1, 1.5))}
+FONT = "DejaVu Sans"  # matplotlib's own
 GREY, FAINT = "#666666", "#BBBBBB"
 MAX_MARKERS = 40  # on a line; more would hide it
 MAX_LEVELS = 6  # classes, above which easy and hard would hide moderate
@@ -35,7 +42,29 @@ STYLE: Any = (  # 15 points are 10 pixels where a figure is shown at half size; 
 )
 
 
-@rc_context(STYLE)
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Plot in the house's style, with a font that has the characters of the names, or boxes in place of those."""
+
+    @wraps(plot)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context(STYLE):
+            figure = plot(*args, **kwargs)
+        texts: list[Any] = figure.findobj(Text)
+        characters = frozenset("".join(visible(text.get_text()) for text in texts))
+        strange = lacking(ImageFont.truetype(font_manager.findfont(FONT), 16), characters)
+        path, missing = find_font(strange) if strange else (None, strange)
+        if path:
+            font_manager.fontManager.addfont(path)
+        for text in texts:
+            shown = visible(text.get_text())
+            text.set_text("".join("\N{WHITE SQUARE}" if one in missing else one for one in shown))
+            text.set_fontfamily([FONT, *([font_manager.get_font(path).family_name] if path else [])])
+        return figure
+
+    return call
+
+
+@styled
 def loss_curves(history: Rows) -> Figure:
     """Plot training and validation loss by epoch, and the learning rate below."""
     figure = Figure(figsize=(10, 7.5))
@@ -58,7 +87,7 @@ def loss_curves(history: Rows) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@styled
 def ap_curves(history: Rows) -> Figure:
     """Plot AP by epoch: of each class, the mean, and KITTI's easy and hard."""
     figure, lines = Figure(figsize=(11, 6.5)), []
@@ -87,7 +116,7 @@ def ap_curves(history: Rows) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@styled
 def precision_recall(curves: Mapping[str, Mapping[str, PrCurve]]) -> Figure:
     """Plot precision by recall, a panel for each class of `pr_curves`; the area under a line is its AP."""
     columns = len(curves) if len(curves) <= 3 else int(np.ceil(len(curves) ** 0.5))
@@ -109,7 +138,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, PrCurve]]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@styled
 def score_curves(histories: Mapping[str, Rows]) -> Figure:
     """Plot the mean AP of runs, by name, by epoch and minute, their best ringed."""
     figure = Figure(figsize=(13, 6 + 0.3 * len(histories)))
@@ -132,7 +161,9 @@ def score_curves(histories: Mapping[str, Rows]) -> Figure:
 
 
 def save_figure(figure: Figure, path: PathLike) -> None:
-    """Write a figure in the format of its file's suffix."""
+    """Write a figure in the format of its file's suffix; raise InputError where there is no such format."""
+    if Path(path).suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{path}: no format of a plot; name it .png, .svg or .pdf")
     with atomic_write(path) as file:
         figure.savefig(file, format=Path(path).suffix[1:])
 

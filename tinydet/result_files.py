@@ -14,7 +14,7 @@ from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_k
 from tinydet.errors import InputError
 from tinydet.evaluation import coco_numbers
 from tinydet.files import PathLike, read_json, short_path
-from tinydet.metrics.coco import CocoResult, CocoTruth
+from tinydet.metrics.coco import CocoResult, CocoTruth, crowded_notes
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.ops.boxes import xyxy_to_xywh
 
@@ -64,7 +64,7 @@ def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
     table = np.array(rows, np.float64).reshape(-1, 7)
     result = CocoResult(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:6], table[:, 6])
     unknown = len(content) - len(rows)
-    notes = [*truth.notes]
+    notes = [*truth.notes, *crowded_notes(CocoTruth(*truth.annotations))]
     if unknown:
         notes.append(f"{unknown} of {len(content)} detections are of categories that {short_path(data)} does not have")
     if (truth.annotation_ids == 0).any():

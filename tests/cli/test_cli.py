@@ -28,6 +28,7 @@ from tinydet.model.config import COCO_CLASSES
 from tinydet.weights import pretrained
 from tinydet.weights.load import load_weights
 
+ROOT = Path(__file__).parents[2]
 LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
 MODEL = ["--model", "lite0", "--size", "64x128", "--classes", "Car,Pedestrian"]
 TINY = [*MODEL, "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
@@ -295,6 +296,47 @@ def test_check_counts_and_names_errors(home: Path, tmp_path: Path) -> None:
     assert found["splits"]["val"]["images"] == 2
 
 
+def test_names_are_printed_as_data(tmp_path: Path) -> None:
+    """A class name cannot move the cursor, and what the encoding of a pipe lacks is replaced."""
+    names = 'names: ["a\\e[31mred", "汽车"]'
+    write_yolo(tmp_path, YAML.replace("names: [cat, dog]", names), {"train/a": "0 0.5 0.5 0.5 0.5\n", "val/b": ""})
+    shown = run("check", tmp_path)
+    text = shown.stdout
+    assert "\na\\x1b[31mred " in text
+    assert "\x1b" not in text
+    assert "\n汽车 " in text
+    program, cp1252 = "from tinydet.cli import main; main()", os.environ | {"PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-c", program, "check", str(tmp_path)]
+    result = subprocess.run(command, env=cp1252, capture_output=True, timeout=120)
+    assert (result.returncode, result.stderr) == (shown.exit_code, b"")
+    assert b"?? " in result.stdout
+
+
+def test_transforms_that_are_none_are_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text('{"transform": {"__class_fullname__": "Blurr", "p": 1}}')
+    line = refusal("train", "no data", "--augment", tmp_path / "own.json")
+    assert "own.json: not transforms of albumentations (KeyError: 'Blurr')" in line
+
+
+def test_all_commands_print_by_the_echo_that_escapes() -> None:
+    for path in (ROOT / "tinydet/cli").glob("*.py"):
+        assert path.name == "base.py" or "click.echo" not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["check x --html", "evaluate x --report", "export x --out", "strip x --out", "compare x y --plot"],
+)
+def test_a_file_to_write_is_no_folder_and_its_own_is_made(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    for wrong, said in ((tmp_path, "is a directory"), (tmp_path / "file/page.html", "file: File exists")):
+        result = run(*command.split(), wrong)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+    run(*command.split(), tmp_path / "new/folder/page.html")
+    assert (tmp_path / "new/folder").is_dir()
+
+
 def test_files_of_weights(home: Path, tmp_path: Path) -> None:
     best = home / "runs/lite0-1/best.pt"
     text = run("info", best).stdout
@@ -305,8 +347,19 @@ def test_files_of_weights(home: Path, tmp_path: Path) -> None:
     result = run("strip", best, "--out", tmp_path / "small.pt")
     assert re.search(r"small\.pt, \d+\.\d MB of \d+\.\d MB", result.stdout)
     assert "exists already" in refusal("strip", best, "--out", tmp_path / "small.pt")
-    small = run("evaluate", home / "kitti", "--weights", tmp_path / "small.pt", "--json")
-    assert small.stdout == run("evaluate", home / "kitti", "--weights", best, "--json").stdout
+    safe: list[str | Path] = ["strip", best, "--format", "safetensors", "--out", tmp_path / "hub/small.safetensors"]
+    assert run(*safe).exit_code == 0
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "Detects Car, Pedestrian." in card
+    assert 'td.load("small.safetensors")' in card
+    assert re.search(r"\| Moderate R40, Car \| \d+\.\d % \|", card)
+    assert "README.md: exists already; name another folder" in refusal(*safe[:-1], tmp_path / "hub/other.safetensors")
+    assert "writes only files named *.safetensors" in refusal(*safe[:-1], tmp_path / "other.pt")
+    assert "writes no files named *.safetensors" in refusal("strip", best, "--out", tmp_path / "other.safetensors")
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["README.md", "small.pt", "small.safetensors"]
+    expected = run("evaluate", home / "kitti", "--weights", best, "--json").stdout
+    for small in ("small.pt", "hub/small.safetensors"):
+        assert run("evaluate", home / "kitti", "--weights", tmp_path / small, "--json").stdout == expected
 
 
 def test_export_says_what_the_file_takes_and_gives(home: Path, tmp_path: Path) -> None:

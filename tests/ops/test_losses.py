@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.reference_models import swap_xy
 from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.ops import kernels
 from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss
 
 
@@ -195,6 +196,28 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         losses = detection_loss(*arguments)
     assert losses == detection_loss(*arguments)
+
+
+@pytest.mark.parametrize("loss", [focal_loss, focal_loss_sum, kernels.focal_loss_sum])
+@pytest.mark.parametrize(("labels", "wrong"), [([1, 2, 3], 3), ([0, -3, 1], -3)])
+def test_a_label_that_is_none_is_an_error(loss, labels, wrong):
+    """Labels that count from 1, most likely: the last class would be background, silently."""
+    logits, said = torch.zeros(3, 3), rf"^label {wrong}: there are 3 classes, whose labels are 0 to 2$"
+    with pytest.raises(ValueError, match=said):
+        loss(logits, torch.tensor(labels))
+    if loss is not kernels.focal_loss_sum:
+        wrong_labels = torch.tensor(labels)
+        with pytest.raises(ValueError, match=said):
+            torch.func.grad(lambda x: loss(x, wrong_labels).sum())(logits)
+    assert loss(logits, torch.tensor([BACKGROUND, IGNORE, 2])).sum() > 0
+
+
+def test_the_loss_is_compiled_as_a_whole():
+    logits, deltas, labels, targets = heads(8, dtype=torch.float32)
+    compiled = torch.compile(detection_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(logits, deltas, labels, targets), detection_loss(logits, deltas, labels, targets)
+    )
 
 
 # The reference

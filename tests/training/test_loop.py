@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,16 @@ import tinydet.training.start
 from tests.checkpoints import assert_same
 from tests.kitti_folders import label_line, write_kitti
 from tinydet.cli.text import run_header
+from tinydet.data.augment import import_albumentations
+from tinydet.data.dataset import DetectionDataset, Frame
 from tinydet.data.kitti import KittiDataset
+from tinydet.data.transforms import transforms_to_dict
 from tinydet.errors import InputError
 from tinydet.evaluation import Scores, Validation
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.training.autosize import anchor_recall
-from tinydet.training.loop import Event, Message, Started, Stepped, Validated, new_folder, train
+from tinydet.training.loop import Event, Message, Started, Stepped, Validated, data_notes, new_folder, train
 from tinydet.training.schedule import cosine
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State
@@ -246,11 +250,78 @@ def test_a_finished_run_has_nothing_left_to_do(settings: TrainSettings, through:
     assert digests(through.out) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Tram", ": started with the classes Car, Pedestrian, and the data now have Car, Tram; start a new run$"),
+        (
+            "Car",
+            ": started with 12 images with 18 objects to train on and 1 images with 1 objects to validate on, and the "
+            "data now are 12 images with 19 objects to train on and 1 images with 1 objects to validate on; start a",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(
+    settings: TrainSettings, through: Run, tmp_path: Path, kind: str, said: str
+) -> None:
+    data, before = Path(shutil.copytree(settings.data, tmp_path / "data")), digests(through.out)
+    with open(data / "training/label_2/000000.txt", "a") as file:
+        print(label_line(kind, (120, 10, 150, 40)), file=file)
+    classes = ("Car", "Tram") if kind == "Tram" else settings.classes
+    with pytest.raises(InputError, match=said):
+        next(train(replace(settings, data=str(data), classes=classes), through.out, resume=True))
+    assert digests(through.out) == before
+
+
+def test_crowded_validation_images_are_noted_at_the_start() -> None:
+    few, many = (
+        DetectionDataset(
+            [
+                Frame(
+                    "a",
+                    Path("a.png"),
+                    (100, 100),
+                    np.tile(np.array([[9, 9, 60, 60]], np.float32), (n, 1)),
+                    np.zeros(n, int),
+                )
+            ],
+            classes=("cat",),
+        )
+        for n in (1, 101)
+    )
+    run: Any = SimpleNamespace(
+        train_set=few, val_set=many, config=model_config("lite0"), settings=TrainSettings("x", overfit=1)
+    )
+    assert any(note.startswith("1 image holds more than 100 objects; COCO's AP counts 100") for note in data_notes(run))
+
+
+def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) -> None:
+    A, rows = import_albumentations(), list[dict[str, Any]]()
+    own = A.Compose([A.VerticalFlip(p=0.5), A.RandomGamma(p=1)])
+    few = replace(settings, epochs=2)
+    events = list(train(few, tmp_path, augment=own, on_epoch=rows.append))
+    assert rows == [event.row for event in events if isinstance(event, Validated)] == strict_rows(tmp_path)
+    assert len(rows) == 2
+    saved = TrainSettings(**load_checkpoint(tmp_path / "last.pt").training["settings"])
+    assert saved == replace(few, augment=transforms_to_dict(own))
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["augment"] == saved.augment
+    started = events[0]
+    assert isinstance(started, Started)
+    assert "scale jitter 0.8 to 1.8, VerticalFlip, RandomGamma, copy-paste into 70%" in run_header(started)
+
+
 def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None:
     before = digests(through.out)
     with pytest.raises(InputError, match=r"through: holds a run already; resume it, or choose another folder$"):
         next(train(settings, through.out))
     assert digests(through.out) == before
+
+
+def test_a_file_is_no_folder_for_a_run(settings: TrainSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(InputError, match=f"^{out}: cannot be the folder of a run; there is a file of that name"):
+            next(train(settings, out))
 
 
 def test_there_is_nothing_to_resume(settings: TrainSettings, tmp_path: Path) -> None:

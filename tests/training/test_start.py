@@ -18,6 +18,7 @@ from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.functional import params_and_buffers
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import (
+    check_batch_norms,
     choose_crop_size,
     choose_precision,
     frozen_modules,
@@ -65,6 +66,16 @@ def test_a_resumed_run_cannot_change(out: Path, changes: dict[str, Any], said: s
     with pytest.raises(InputError, match=f": started with {said}; start a new run$") as caught:
         resumed_settings(out, given, fixed=["data", "lr", "classes", "image_size"])
     assert str(caught.value).startswith(f"{out}: ")
+
+
+def test_a_resumed_run_keeps_its_transforms(tmp_path: Path) -> None:
+    flip, blur = ({"transform": {"__class_fullname__": name, "p": 1.0}} for name in ("HorizontalFlip", "Blur"))
+    started = dataclasses.replace(STARTED, augment=flip)
+    save_settings(tmp_path, dataclasses.asdict(started))
+    assert resumed_settings(tmp_path, STARTED, fixed=["data"]) == started
+    assert resumed_settings(tmp_path, started, fixed=["augment"]) == started
+    with pytest.raises(InputError, match=r"started with other transforms, those in its config\.json; start a new run$"):
+        resumed_settings(tmp_path, dataclasses.replace(started, augment=blur), fixed=["augment"])
 
 
 def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
@@ -165,6 +176,21 @@ def test_only_loaded_weights_can_be_frozen() -> None:
     for freeze in ("backbone", "norms"):
         with pytest.raises(InputError, match=f"freeze {freeze}: the run starts from random weights"):
             frozen_modules(model, freeze, loaded=[])
+
+
+def test_batch_norms_need_two_values() -> None:
+    config = model_config("lite0")
+    norms = frozen_modules(meta_model(config), "norms", loaded=[*params_and_buffers(meta_model(config)).buffers])
+    nothing = frozenset[str]()
+    for crop, images, frozen in (((128, 129), 1, nothing), ((128, 128), 2, nothing), ((128, 128), 1, norms)):
+        check_batch_norms(config, crop, frozen=frozen, images=images)
+    backbone = frozenset(name for name in norms if name.startswith("backbone."))
+    for crop, frozen in (((128, 128), nothing), ((32, 64), backbone)):
+        said = (
+            f"one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is 1x1; try a larger --s"
+        )
+        with pytest.raises(InputError, match=said):
+            check_batch_norms(config, crop, frozen=frozen, images=1)
 
 
 def test_precision_is_the_one_that_the_device_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

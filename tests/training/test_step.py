@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW
 
 from tests.checkpoints import assert_same
 from tinydet.data.loader import Batch
+from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
@@ -263,6 +264,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(case: str) -> None:
 
 
 # Frozen modules
+
+
+def test_labels_that_count_from_1_are_an_error() -> None:
+    batch = batch_of(0)
+    batch = batch._replace(labels=batch.labels.where(batch.labels < 0, batch.labels + 1))
+    with pytest.raises(InputError, match=r"^label 2: there are 2 classes"):
+        train_step(initial(), batch, model=MODEL, lr=0.1, optimizer=SGD_PLAIN)
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "norms"])

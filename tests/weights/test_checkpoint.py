@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -21,7 +23,8 @@ from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import params_and_buffers
-from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, strip
+from tinydet.training.state import restore
+from tinydet.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_safetensors, strip
 from tinydet.weights.load import describe, load_detector
 
 CONFIG = model_config(
@@ -106,6 +109,47 @@ def test_a_stripped_checkpoint_predicts_the_same_at_half_the_size(path: Path) ->
     assert not {"optimizer", "plateau"} & load_checkpoint(out).training.keys()
     file = {"file": "", "bytes": 0, "source": ""}
     assert describe(path) | file == describe(out) | file
+
+
+def test_a_file_of_safetensors_is_the_same_checkpoint(path: Path) -> None:
+    saved, small, safe = checkpoint_of_a_run(), path.with_name("small.pt"), path.with_name("small.safetensors")
+    save_checkpoint(path, saved)
+    strip(path, small)
+    assert strip(path, safe) == (path.stat().st_size, safe.stat().st_size)
+    ours, theirs = load_checkpoint(safe), load_checkpoint(small)
+    assert (ours.config, sorted(ours.training)) == (CONFIG, sorted(theirs.training))
+    for mine, other in zip(ours[1:5], theirs[1:5], strict=True):
+        assert_same(dict(sorted(mine.items())), dict(sorted(other.items())))
+    file = {"file": "", "bytes": 0, "source": ""}
+    assert describe(safe) | file == describe(small) | file
+    assert "Car" in safetensors_header(safe)["config"]
+    with pytest.raises(InputError, match="it holds no moments"):
+        restore(ours)
+
+
+def safetensors_header(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": "{"}, r"not a readable checkpoint \(its header is not JSON: Expecting .*\)$"),
+        ({"config": "null"}, "the checkpoint lacks config$"),
+        ({"config": '{"wings": 2}'}, "its config does not fit this version of tinydet"),
+        ({"training": "[]"}, "the checkpoint lacks training$"),
+        ({"format": "tinydet-9"}, r"not a tinydet checkpoint .expected format 'tinydet-1', found 'tinydet-9'"),
+    ],
+)
+def test_a_header_of_safetensors_that_is_none(path: Path, changes: dict[str, str], said: str) -> None:
+    safe = path.with_name("last.safetensors")
+    save_safetensors(safe, hollow(CONFIG))
+    save_file(load_file(safe), safe, safetensors_header(safe) | changes)
+    for read in (load_checkpoint, load_detector):
+        with pytest.raises(InputError, match=rf"last\.safetensors: {said}") as caught:
+            read(safe)
+        assert "\n" not in str(caught.value)
 
 
 def test_only_a_checkpoint_of_tinydet_is_stripped(path: Path) -> None:

@@ -197,7 +197,7 @@ def test_safetensors_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "any.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match=r"any\.safetensors: not a readable checkpoint \("):
         load_weights(tmp_path / "any.safetensors")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(InputError, match=r"any\.safetensors: .*pip install safetensors$"):
         load_weights(tmp_path / "any.safetensors")
 

@@ -1,6 +1,7 @@
 """Parts that all commands share: one-line errors, option types, options read from `TrainSettings`, progress bars."""
 
 import dataclasses
+import io
 import os
 import sys
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from tinydet import __version__
-from tinydet.errors import InputError, nearest
+from tinydet.errors import InputError, nearest, visible
 from tinydet.training.settings import TrainSettings
 
 PATH = click.Path(path_type=Path)
@@ -43,6 +44,13 @@ def main() -> None:
       tinydet train kitti/ --minutes 30
       tinydet predict img.png
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe on Windows knows no Chinese; stderr escapes it by itself
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines of text to stdout or stderr: no name in them can move the cursor or change colours."""
+    click.echo("\n".join(map(visible, text.split("\n"))), err=err)
 
 
 @contextmanager
@@ -50,13 +58,13 @@ def one_line_errors() -> Iterator[None]:
     """Print an InputError as one line and exit with status 2, a diverged loss with status 1; a warning is a line."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+            warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", err=True)
             yield
     except InputError as error:
-        click.echo(f"error: {error}", err=True)
+        echo("\n".join(f"error: {line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
     except FloatingPointError as error:
-        click.echo(f"stopped: {error}", err=True)
+        echo(f"stopped: {error}", err=True)
         sys.exit(1)
 
 
@@ -121,6 +129,21 @@ def positive(number: int) -> int:
     return number
 
 
+class Output(click.Path):
+    """A path of a file to write; its folder is made where it is missing, before the work."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path: Any = super().convert(value, param, ctx)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.fail(f"{path.parent}: {error.strerror}", param, ctx)
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"{path.parent}: Permission denied", param, ctx)
+        return path
+
+
+OUTPUT = Output(dir_okay=False, writable=True, path_type=Path)
 SIZE = Parsed("HxW", parse_size, "HEIGHTxWIDTH in pixels, such as 256x896")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {
@@ -130,6 +153,7 @@ TYPES = {
     "batch_size": Parsed("N|auto", lambda text: None if text == "auto" else positive(int(text)), "a number or auto"),
     "crop": SIZE,
     "scale_range": Parsed("LOW,HIGH", parse_range, "LOW,HIGH, such as 0.8,1.8"),
+    "augment": click.Path(dir_okay=False, path_type=Path),
 }
 FLAGS = {"image_size": ("--size",), "weights": ("--weights", "--from")}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from tinydet.cli.base import NAMES, PATH, Choice, command, counting, option
+from tinydet.cli.base import NAMES, PATH, Choice, command, counting, echo, option
 
 
 @command(computes=False)
@@ -31,10 +31,10 @@ def convert(data: Path, to: str, out: Path, classes: tuple[str, ...] | None) -> 
     with counting("images") as copying:
         converted = convert_data(data, out, to=to, classes=classes, progress=copying)
     for note in converted.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     for name, dataset in converted.splits.items():
         regions = 0 if to == "yolo" else int((dataset.labels == IGNORE).sum())
         held = counted({**dataset.counts, "ignore regions": regions})
-        click.echo(f"{name}: {len(dataset)} images, {held}")
+        echo(f"{name}: {len(dataset)} images, {held}")
     choice = ["--classes", ",".join(converted.classes)] if to == "kitti" else []
-    click.echo(f"check it with: {shlex.join(['tinydet', 'check', str(out), *choice])}")
+    echo(f"check it with: {shlex.join(['tinydet', 'check', str(out), *choice])}")

@@ -1,6 +1,7 @@
 """Results as text for the terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tinydet.check import Check, check_tables
@@ -10,6 +11,26 @@ from tinydet.runs import class_columns, table_lines
 from tinydet.training.loop import Started
 from tinydet.weights.load import LoadReport
 
+MODEL_CARD = """---
+library_name: tinydet
+pipeline_tag: object-detection
+---
+
+# EfficientDet {model}
+
+Detects {classes}.
+
+| | |
+|---|---|
+{facts}
+
+```python
+import tinydet as td
+
+detector = td.load("{file}")
+detector("img.png").draw().save("found.png")
+```
+"""
 PRECISE = {"off": "float32", "bf16": "bfloat16 where it is safe", "fp16": "float16 where it is safe"}
 
 
@@ -77,6 +98,19 @@ def info_lines(known: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
 
 
+def model_card(known: Mapping[str, Any], *, file: str) -> str:
+    """Format the description of a file of weights as a model card: Markdown, with the head that model hubs read."""
+    facts = {"input": "x".join(map(str, known["image_size"])), "parameters": f"{known['parameters']:,}"}
+    facts |= {"trained on": Path(known["data"]).name, "from": known["began_from"]} if known.get("data") else {}
+    if "ap" in known:
+        facts[known["metric"]] = f"{known['ap']:.1f} %, after epoch {known['epoch']}"
+        facts |= {f"{known['metric']}, {name}": f"{ap:.1f} %" for name, ap in known["ap_by_class"].items()}
+    rows = [f"| {name} | {text} |" for name, text in facts.items()]
+    return MODEL_CARD.format(
+        model=known["model"], classes=", ".join(known["classes"]), facts="\n".join(rows), file=file
+    )
+
+
 def run_header(started: Started) -> str:
     """Format a run's model, data and settings, before its first step."""
     run, done = started.run, started.history[-1]["epoch"] if started.history else 0
@@ -114,7 +148,11 @@ def augmentation(settings: Any) -> str:
         return "not augmented"
     low, high = settings.scale_range
     pasted = f", copy-paste into {settings.copy_paste:.0%}" if settings.copy_paste else ""
-    return f"scale jitter {low:g} to {high:g}, flips, colour jitter{pasted}"
+    changes = "flips, colour jitter"
+    if settings.augment:
+        one = settings.augment["transform"]
+        changes = ", ".join(part["__class_fullname__"].rpartition(".")[2] for part in one.get("transforms", [one]))
+    return f"scale jitter {low:g} to {high:g}, {changes}{pasted}"
 
 
 def counted(found: Mapping[str, int]) -> str:

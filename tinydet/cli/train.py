@@ -10,11 +10,13 @@ import click
 
 from tinydet.cli.base import (
     FIELDS,
+    OUTPUT,
     PATH,
     choose_device,
     command,
     counting,
     device_option,
+    echo,
     erase,
     json_option,
     on_terminal,
@@ -61,6 +63,7 @@ def train(
       tinydet train kitti/ --out runs/d0-1 --resume
     """
     from tinydet.cli.text import epoch_head, epoch_row, run_header, weights_lines
+    from tinydet.data.transforms import read_transforms
     from tinydet.run_images import (
         GRID_IMAGES,
         NO_MATPLOTLIB,
@@ -80,6 +83,8 @@ def train(
         raise InputError("--epochs and --minutes: give one of them")
     if no_ema:
         options["ema_decay"] = 0.0
+    if options["augment"] is not None:
+        options["augment"] = read_transforms(options["augment"])
     settings = TrainSettings(data=str(data), **options)
     if resume:
         if out is None:
@@ -97,15 +102,15 @@ def train(
     batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
     save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
     if weights_report and run.report:
-        click.echo("\n".join(weights_lines(run.report)))
-    click.echo(run_header(started))
+        echo("\n".join(weights_lines(run.report)))
+    echo(run_header(started))
     if not has_matplotlib():
-        click.echo(f"note: {NO_MATPLOTLIB}", err=True)
+        echo(f"note: {NO_MATPLOTLIB}", err=True)
     head, bar = epoch_head(run.config.classes), None
     for event in events:
         if isinstance(event, Stepped):
             if head:
-                click.echo(head)
+                echo(head)
                 head = ""
             bar = bar or progress_bar(run.budget.epoch_steps, show=lambda losses: losses and f"loss {losses.total:.3f}")
             bar.update(1, event.losses)
@@ -115,22 +120,22 @@ def train(
         erase(bar)
         bar = None
         if isinstance(event, Message):
-            click.echo(f"note: {event.text}", err=True)
+            echo(f"note: {event.text}", err=True)
         elif isinstance(event, Validated):
             history = [*history, event.row]
             save_epoch_images(folder, history, run.val_set, event.detections, best=event.best)
             if writer:
                 log_epoch(writer, event.row)
-            click.echo(epoch_row(event.row, run.config.classes, best=event.best))
+            echo(epoch_row(event.row, run.config.classes, best=event.best))
     if writer:
         writer.close()
-    click.echo(f"best epoch in {folder / 'best.pt'}, last epoch in {folder / 'last.pt'}")
+    echo(f"best epoch in {folder / 'best.pt'}, last epoch in {folder / 'last.pt'}")
 
 
 @command()
 @click.argument("data", type=PATH)
 @setting_options("val", "classes", "model", "image_size", "anchor_scale")
-@option("--html", type=PATH, help="Write a page with images to this file too.")
+@option("--html", type=OUTPUT, help="Write a page with images to this file too.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **options: Any) -> None:
@@ -153,10 +158,10 @@ def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **op
     base = model_config(options["model"] or "d0")
     with counting("images") as reading:
         found = check_data(TrainSettings(data=str(data), **options), base=base, progress=reading)
-    click.echo(json.dumps(plain(found)) if as_json else check_lines(found))
+    echo(json.dumps(plain(found)) if as_json else check_lines(found))
     if html is not None:
         html.write_text(as_page(found), encoding="utf-8")
-        click.echo(f"page in {html}", err=True)
+        echo(f"page in {html}", err=True)
     if any(problem.level == "error" for problem in found.problems):
         ctx.exit(1)
 
@@ -175,13 +180,13 @@ def runs(folder: Path) -> None:
     """
     from tinydet.runs import list_runs, runs_table
 
-    click.echo(runs_table(list_runs(folder)))
+    echo(runs_table(list_runs(folder)))
 
 
 @command(computes=False)
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@option("--plot", type=PATH, help="Draw both curves to this PNG; needs matplotlib.")
+@option("--plot", type=OUTPUT, help="Draw both curves to this PNG; needs matplotlib.")
 def compare(a: Path, b: Path, plot: Path | None) -> None:
     """Compare two runs and their settings.
 
@@ -194,11 +199,11 @@ def compare(a: Path, b: Path, plot: Path | None) -> None:
     from tinydet.runs import comparison
 
     compared = compare_runs(a, b)
-    click.echo(comparison(compared))
+    echo(comparison(compared))
     if plot is not None:
         try:
             from tinydet.plots import save_figure, score_curves
         except ModuleNotFoundError:
             raise InputError("--plot needs matplotlib: pip install 'tinydet[plot]'") from None
         save_figure(score_curves({str(run.path): run.rows for run in (compared.a, compared.b)}), plot)
-        click.echo(f"both curves in {plot}")
+        echo(f"both curves in {plot}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,12 +11,14 @@ import click
 
 from tinydet.cli.base import (
     NAMES,
+    OUTPUT,
     PATH,
     SIZE,
     Choice,
     choose_device,
     command,
     device_option,
+    echo,
     json_option,
     on_terminal,
     option,
@@ -38,7 +41,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> Any:
     if weights == "auto":
         source = newest_weights() or "coco"
         if source == "coco":
-            click.echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
+            echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
     return load_detector(source, model=model, device=choose_device(device), progress=on_terminal())
 
 
@@ -59,7 +62,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> Any:
 @option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
 @option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
 @tta_option
-@option("--report", type=PATH, help="Write a page with curves and errors to this file.")
+@option("--report", type=OUTPUT, help="Write a page with curves and errors to this file.")
 @json_option
 @device_option
 def evaluate(
@@ -98,21 +101,23 @@ def evaluate(
             raise InputError("--predictions goes neither with --weights nor with --report, which need a detector")
         numbers, notes = evaluate_files(data, predictions, classes=classes, split=split)
         for note in notes:
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         scores = scores_by_name(numbers)
     else:
         detector = load_weights(weights, model=model, device=device)
         dataset, found = evaluate_detector(
             data, detector, split=split, classes=classes, class_map=dict(class_map), **options
         )
-        click.echo(f"{dataset.kind}: {dataset.split_note}", err=True)
+        echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         numbers = scores = score(dataset, found)
+        for note in scores.get("notes", []):
+            echo(f"note: {note}", err=True)
         if report is not None:
             from tinydet.report import report_page
 
             report.write_text(report_page(dataset, found, scores, source=detector.source), encoding="utf-8")
-            click.echo(f"report in {report}", err=True)
-    click.echo(json.dumps(numbers) if as_json else ap_table(scores))
+            echo(f"report in {report}", err=True)
+    echo(json.dumps(numbers) if as_json else ap_table(scores))
 
 
 @command()
@@ -163,7 +168,7 @@ def predict(
 
     def on_error(error: InputError) -> None:
         unread.append(error)
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
 
     folder = ctx.with_resource(TemporaryDirectory())
     listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
@@ -171,7 +176,7 @@ def predict(
     ids = read_coco(coco) if coco is not None else None
     detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     if compile:
-        click.echo("note: compiling the network, which takes about a minute", err=True)
+        echo("note: compiling the network, which takes about a minute", err=True)
     found = predict_images(paths, detector, on_error=on_error, **settings)
     counts = save_predictions(
         found,
@@ -180,17 +185,17 @@ def predict(
         image_ids=ids and {Path(name).name: i for name, i in zip(ids.file_names, ids.image_ids.tolist(), strict=True)},
         category_ids=ids and {name: i for i, name in ids.categories.items()},
     )
-    click.echo(f"{counted(counts)} with {detector.source}")
-    click.echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
+    echo(f"{counted(counts)} with {detector.source}")
+    echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
     if unread:
-        click.echo(f"{len(unread)} images could not be read", err=True)
+        echo(f"{len(unread)} images could not be read", err=True)
         ctx.exit(1)
 
 
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
-@option("--out", type=PATH, help="Output file; default: beside WEIGHTS.")
+@option("--out", type=OUTPUT, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
 @option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
 @score_option
@@ -216,15 +221,15 @@ def export(
     sample = sample_image(image, size or (None if image else detector.config.image_size))
     difference = export_model(detector, out, format=format, image=sample, **settings)
     height, width = sample.shape[:2]
-    click.echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
-    click.echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
+    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
+    echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
     if difference is None:
-        click.echo("note: not tested, because onnxruntime is not installed", err=True)
+        echo("note: not tested, because onnxruntime is not installed", err=True)
     elif not difference.objects:
-        click.echo("note: not tested, because nothing was detected; give an image by --image", err=True)
+        echo("note: not tested, because nothing was detected; give an image by --image", err=True)
     else:
         boxes, scores, count = difference
-        click.echo(
+        echo(
             f"tested on {image or 'noise'}: {count} objects; largest difference from eager PyTorch: "
             f"boxes {boxes:.2g} pixels, scores {scores:.2g}"
         )
@@ -247,26 +252,42 @@ def info(weights: Path, as_json: bool) -> None:
     from tinydet.weights.load import describe
 
     known = describe(weights)
-    click.echo(json.dumps(known) if as_json else info_lines(known))
+    echo(json.dumps(known) if as_json else info_lines(known))
 
 
 @command()
 @click.argument("weights", type=PATH)
-@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt beside WEIGHTS.")
-def strip(weights: Path, out: Path | None) -> None:
+@option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
+@option("--out", type=OUTPUT, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 
-    The averaged weights stay: a quarter of the size. It loads everywhere, but a run cannot be resumed from it.
+    The averaged weights stay: a quarter of the size. It loads everywhere, but a run cannot be resumed from it. With
+    --format safetensors, a model card, README.md, is written beside it.
 
     \b
     Examples:
       tinydet strip runs/d0-1/best.pt
       tinydet strip runs/d0-1/best.pt --out detector.pt
+      tinydet strip runs/d0-1/best.pt --format safetensors --out hub/detector.safetensors
     """
+    from tinydet.cli.text import model_card
+    from tinydet.weights.checkpoint import SAFETENSORS
     from tinydet.weights.checkpoint import strip as strip_checkpoint
+    from tinydet.weights.load import describe
 
-    out = out or weights.with_name(f"{weights.stem}-stripped.pt")
-    if out.exists():
-        raise InputError(f"{out}: exists already; name another file by --out")
+    safe = format == "safetensors"
+    out = out or weights.with_name(f"{weights.stem}-stripped{SAFETENSORS if safe else '.pt'}")
+    if safe != (out.suffix == SAFETENSORS):
+        raise InputError(f"{out}: --format {format} writes {'only ' if safe else 'no '}files named *{SAFETENSORS}")
+    if safe and not find_spec("safetensors"):
+        raise InputError("--format safetensors needs the safetensors package: pip install safetensors")
+    card = out.with_name("README.md") if safe else None
+    for file in filter(None, (out, card)):
+        if file.exists():
+            raise InputError(f"{file}: exists already; name another {'file' if file == out else 'folder'} by --out")
     before, after = strip_checkpoint(weights, out)
-    click.echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
+    echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
+    if card is not None:
+        card.write_text(model_card(describe(out), file=out.name), encoding="utf-8")
+        echo(f"model card in {card}")

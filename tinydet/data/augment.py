@@ -1,11 +1,13 @@
-"""Data augmentation: scale, crop, flip and colour jitter; and copy-paste."""
+"""Data augmentation: scale, crop, flip and colour jitter, or transforms of the user's; and copy-paste."""
 
 import os
+import random
 from typing import Any
 
 import numpy as np
 
-from tinydet.data.images import Box, Example, letterbox_scale, pad, resample
+from tinydet.data.images import Box, Example, letterbox, letterbox_scale, pad, resample
+from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 
 # An object of which a crop leaves less than this share of its area becomes an ignore region: nobody could name it.
@@ -27,11 +29,16 @@ def augment(
     seed: int | tuple[int, ...],
     input_size: tuple[int, int] | None = None,
     scale_range: tuple[float, float] = (0.8, 1.8),
+    transforms: Any = None,
 ) -> Example:
     """Scale, crop, flip and jitter the colours of an example, the same way whenever the seed is the same.
 
     At scale 1 the whole image just fits `input_size` (height, width), `size` when None: with a larger one than `size` a
-    part of the image comes out, at the resolution that the whole of it will have in prediction.
+    part of the image comes out, at the resolution that the whole of it will have in prediction. `transforms`, of
+    `own_transforms`, take the place of flip and jitter; an image that they make larger than `size` is scaled to fit.
+
+    Raises:
+        InputError: the transforms fail, or give no uint8[H W 3].
     """
     rng = np.random.default_rng(seed)
     height, width = example.image.shape[:2]
@@ -41,14 +48,33 @@ def augment(
     # One filtered resampling of the pixels that are needed, by what scales the images in prediction too.
     image = resample(example.image, crop, scale=scale)
     boxes, labels = crop_boxes(example.boxes, example.labels, crop=crop, scale=scale, size=image.shape[:2])
-    changed = flip_and_jitter(rng)(image=image, bboxes=boxes, index=np.arange(len(boxes)))
-    rows = np.array(changed["index"], dtype=np.int64)
-    return example._replace(
-        image=pad(changed["image"], size, value=pad_value),
-        boxes=np.array(changed["bboxes"], dtype=np.float32).reshape(-1, 4),
-        labels=labels[rows],
-        scale=example.scale * scale,
-    )
+    if transforms is None:
+        transforms = flip_and_jitter(rng)
+    else:  # one generator for all: their draws have nothing to do with each other
+        transforms.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+    image, boxes, rows = transform(transforms, image, boxes, where=example.name)
+    changed = example._replace(image=image, boxes=boxes, labels=labels[rows], scale=example.scale * scale)
+    if image.shape[0] > size[0] or image.shape[1] > size[1]:
+        return letterbox(changed, size, pad_value=pad_value)
+    return changed._replace(image=pad(image, size, value=pad_value))
+
+
+def transform(pipeline: Any, image: np.ndarray, boxes: np.ndarray, *, where: str) -> tuple[np.ndarray, ...]:
+    """Apply albumentations' pipeline -> image, the boxes in it, clipped, and the rows of `boxes` that they were."""
+    try:
+        changed = pipeline(image=image, bboxes=boxes, index=np.arange(len(boxes)))
+    except Exception as error:  # whatever transforms may raise
+        raise InputError(f"{where}: the augmentation failed ({error_line(error)})") from error
+    image, rows = changed["image"], np.array(changed["index"], dtype=np.int64)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        got = f"{getattr(image, 'dtype', type(image).__name__)}{[*getattr(image, 'shape', ())]}"
+        raise InputError(f"{where}: the augmentation must give uint8[H W 3], not {got}; leave out Normalize, ToTensor")
+    return image, np.array(changed["bboxes"], dtype=np.float32).reshape(-1, 4), rows
+
+
+def error_line(error: Exception) -> str:
+    """Name an error of another library in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def choose_crop(
@@ -91,12 +117,18 @@ def flip_and_jitter(rng: np.random.Generator) -> Any:
     """Build the part of the augmentation that keeps an image's size, seeded by the generator's next draws."""
     A = import_albumentations()
     colours = {"brightness": (0.8, 1.2), "contrast": (0.8, 1.2), "saturation": (0.7, 1.3), "hue": (-0.02, 0.02)}
-    boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
-    pipeline = A.Compose([A.HorizontalFlip(p=0.5), A.ColorJitter(**colours, p=0.8)], bbox_params=boxes)
+    pipeline = A.Compose([A.HorizontalFlip(p=0.5), A.ColorJitter(**colours, p=0.8)], bbox_params=box_params())
     for transform in pipeline.transforms:
         # Seeding the pipeline would give all of them one seed: flipped images would have colours of their own.
         transform.set_random_seed(int(rng.integers(2**32)))
     return pipeline
+
+
+def box_params() -> Any:
+    """Say how albumentations is given boxes: those that leave the image are clipped, or left out, by their index."""
+    return import_albumentations().BboxParams(
+        "pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True, min_width=1, min_height=1
+    )
 
 
 def copy_paste(example: Example, other: Example, *, rng: np.random.Generator) -> Example:

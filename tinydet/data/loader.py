@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tinydet.data.augment import augment, copy_paste, import_albumentations
 from tinydet.data.images import Example, letterbox, to_example
+from tinydet.data.transforms import own_transforms
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND
 
@@ -73,6 +74,7 @@ def train_batches(
     crop: tuple[int, int] | None = None,
     scale_range: tuple[float, float] | None = (0.8, 1.8),
     copy_paste: float = 0.7,
+    augment: Any = None,
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
@@ -89,17 +91,21 @@ def train_batches(
         crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
         scale_range: of `augment`; images are only letterboxed to the input when None.
         copy_paste: the probability that an image gets objects of another, drawn at random.
+        augment: an albumentations Compose in place of flip and colour jitter; the boxes are passed to it, so that it
+            needs no `bbox_params`. Not used where images are only letterboxed.
         workers: processes; 0 loads in this one.
 
     Raises:
-        InputError: there are fewer examples than one batch needs.
+        InputError: there are fewer examples than one batch needs, or `augment` fails.
     """
     if (count := len(dataset)) < batch_size:  # type: ignore[arg-type]
         raise InputError(f"batch_size must be at most the number of training examples, {count}, got {batch_size}")
     if scale_range is not None:
         import_albumentations()  # before the workers start, or each of them would take seconds for it
     crop, epochs = crop or resolve_crop(config.image_size), range(epochs) if isinstance(epochs, int) else epochs
-    examples = _Examples(dataset, config, count - count % batch_size, epochs, crop, scale_range, copy_paste, seed)
+    transforms = None if augment is None else own_transforms(augment, size=crop)
+    how = (crop, scale_range, copy_paste, seed, transforms)
+    examples = _Examples(dataset, config, count - count % batch_size, epochs, *how)
     return _Loader(examples, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
 
 
@@ -129,6 +135,7 @@ class _Examples(Dataset[Example]):
     scale_range: tuple[float, float] | None = None
     copy_paste: float = 0.0
     seed: int = 0
+    transforms: Any = None
 
     def __len__(self) -> int:
         return len(self.epochs) * self.used
@@ -145,7 +152,8 @@ class _Examples(Dataset[Example]):
             other = int(rng.integers(len(self.dataset)))
             example = copy_paste(example, to_example(self.dataset[other], str(other)), rng=rng)
         how: Any = {"input_size": self.config.image_size, "pad_value": self.config.pad_value}
-        return augment(example, self.crop, seed=(self.seed, epoch, index), scale_range=self.scale_range, **how)
+        how |= {"scale_range": self.scale_range, "transforms": self.transforms}
+        return augment(example, self.crop, seed=(self.seed, epoch, index), **how)
 
 
 class _Loader(DataLoader[Batch]):

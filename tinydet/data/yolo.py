@@ -11,7 +11,7 @@ from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes, split_of
 from tinydet.data.yolo_rows import read_yolo
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, list_files, parse_lines, read_text, short_path
+from tinydet.files import PathLike, list_files, parse_lines, read_text, read_yaml, short_path
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
@@ -79,18 +79,7 @@ def _check_names(names: Any, *, where: str) -> tuple[str, ...]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file that has names, with all values as they are written: yes is a name, and 007 too."""
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise InputError(f"{file}: needs PyYAML, which comes with albumentations: pip install pyyaml") from None
-    try:
-        content = yaml.load(read_text(file), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        mark, problem = (
-            getattr(error, "problem_mark", None),
-            getattr(error, "problem", None) or str(error).splitlines()[0],
-        )
-        raise InputError(f"{short_path(file)}{f':{mark.line + 1}' if mark else ''}: not YAML ({problem})") from None
+    content = read_yaml(file, as_text=True)
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{short_path(file)}: not a YOLO data file; it has no names of classes")
     return content

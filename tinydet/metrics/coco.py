@@ -97,6 +97,14 @@ def coco_scores(truth: CocoTruth, result: CocoResult, *, classes: int) -> CocoSc
     return CocoScores(precision, recall, n_gt)
 
 
+def crowded_notes(truth: CocoTruth) -> list[str]:
+    """Say, in a note or none, how many images hold more objects than detections count or are kept in validation."""
+    most = MAX_DETECTIONS[-1]
+    crowded = int((np.bincount(truth.images[~truth.crowd]) > most).sum())
+    limits = f"COCO's AP counts {most} detections an image and class, and validation keeps {most} an image"
+    return [f"{crowded} {'images hold' if crowded > 1 else 'image holds'} more than {most} objects; {limits}"][:crowded]
+
+
 def _check(truth: CocoTruth, result: CocoResult, *, classes: int) -> None:
     """Raise ValueError for arguments that `coco_scores` cannot take."""
     for what, fields in (("truth", truth), ("result", result)):

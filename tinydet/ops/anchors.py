@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinydet.ops.boxes import iou
+from tinydet.ops.boxes import at_least_float32, iou
 
 LEVELS = (3, 4, 5, 6, 7)
 # (width, height) as multiples of an anchor's size. The published weights were trained with these roundings of
@@ -68,8 +68,8 @@ def max_anchor_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
         boxes, anchors: float[N 4] and float[A 4], xyxy pixels of the network's input.
 
     Returns:
-        float[N]; 0 where there are no anchors.
+        float[N], float32 at least; 0 where there are no anchors.
     """
     if not len(anchors) or not len(boxes):
-        return boxes.new_zeros(len(boxes))
+        return at_least_float32(boxes).new_zeros(len(boxes))
     return torch.cat([iou(chunk, anchors).amax(1) for chunk in boxes.split(8)])  # keeps [8 A] in the cache

@@ -2,10 +2,18 @@
 
 A box is xyxy in absolute pixels: left, top, right, bottom, without the "+ 1" of integer pixel boxes, so that
 width = x2 - x1. All functions take any leading shape, any float dtype and any device, and return new tensors.
+
+float16 ends at 65504, the area of a box of 256 pixels, and bfloat16 has 8 bits: areas and overlaps are float32 at
+least, and what is computed of boxes of half precision is rounded once, at the end.
 """
 
 import torch
 from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Widen half precision to float32; other tensors are returned as they are."""
+    return x.float() if x.dtype.is_floating_point and x.dtype.itemsize < 4 else x
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
@@ -30,7 +38,8 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Compute areas; an inverted box has none. float[... 4] -> float[...]."""
+    """Compute areas; an inverted box has none. float[... 4] -> float[...], float32 at least."""
+    boxes = at_least_float32(boxes)
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
@@ -41,12 +50,12 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
         a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
-        float[... N M], square pixels.
+        float[... N M], square pixels, float32 at least.
     """
     # Separate planes move half the memory of the [... N M 2] form, which decides the cost of assignment; read in the
     # order in which they lie, they take half the time again.
-    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).unsqueeze(-1)  # [... N 1]
-    bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous().unsqueeze(-2)  # [... 1 M]
+    ax1, ay1, ax2, ay2 = at_least_float32(a).movedim(-1, 0).unsqueeze(-1)  # [... N 1]
+    bx1, by1, bx2, by2 = at_least_float32(b).movedim(-1, 0).contiguous().unsqueeze(-2)  # [... 1 M]
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     return width * height
@@ -59,7 +68,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
         a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
-        float[... N M] in [0, 1]; 0 where both boxes are empty.
+        float[... N M] in [0, 1], float32 at least; 0 where both boxes are empty.
     """
     shared = intersection(a, b)
     union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - shared
@@ -87,21 +96,24 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
         boxes, anchors: float[... 4], xyxy pixels of one frame; a side of a box counts as 1e-8 px at least.
 
     Returns:
-        deltas: float[... 4] as (tx, ty, tw, th), without variance factors.
+        deltas: float[... 4] as (tx, ty, tw, th), without variance factors, of the dtype of boxes and anchors.
 
     Reference: Ren et al., Faster R-CNN, section 3.1.2. google/automl orders them ty, tx, th, tw.
     """
-    box, anchor = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
+    box, anchor = xyxy_to_cxcywh(at_least_float32(boxes)), xyxy_to_cxcywh(at_least_float32(anchors))
     offset, size = box[..., :2] - anchor[..., :2], box[..., 2:].clamp(min=1e-8)
-    return torch.cat([offset / anchor[..., 2:], torch.log(size / anchor[..., 2:])], -1)
+    deltas = torch.cat([offset / anchor[..., 2:], torch.log(size / anchor[..., 2:])], -1)
+    return deltas.to(torch.promote_types(boxes.dtype, anchors.dtype))
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Decode deltas relative to anchors: the inverse of `encode`.
 
-    (tx, ty, tw, th) float[... 4], anchors float[... 4], xyxy pixels -> float[... 4], xyxy pixels, not clipped.
+    (tx, ty, tw, th) float[... 4], anchors float[... 4], xyxy pixels -> float[... 4], xyxy pixels, not clipped, of the
+    dtype of both.
     """
-    anchor = xyxy_to_cxcywh(anchors)
+    dtype = torch.promote_types(deltas.dtype, anchors.dtype)
+    deltas, anchor = at_least_float32(deltas), xyxy_to_cxcywh(at_least_float32(anchors))
     centre = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]
     size = deltas[..., 2:].exp() * anchor[..., 2:]
-    return cxcywh_to_xyxy(torch.cat([centre, size], -1))
+    return cxcywh_to_xyxy(torch.cat([centre, size], -1)).to(dtype)

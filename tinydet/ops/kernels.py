@@ -11,7 +11,8 @@ from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops.anchors import LEVELS, anchors, feature_sizes
 from tinydet.ops.assign import Targets, match_anchors
 from tinydet.ops.assign import assign_batch as _assign_batch
-from tinydet.ops.boxes import area, encode, intersection, iou, xyxy_to_cxcywh
+from tinydet.ops.boxes import area, at_least_float32, encode, intersection, iou, xyxy_to_cxcywh
+from tinydet.ops.losses import check_labels
 
 FAST_WIDTH = (
     3  # the widest depthwise kernel for whose gradient oneDNN 3.12 has a routine; wider ones go as dense groups
@@ -79,6 +80,7 @@ def focal_loss_sum(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma
 
     Only autograd can differentiate it, and only once: torch.func and second derivatives need the definition.
     """
+    check_labels(labels, classes=logits.shape[-1])
     return _FocalLossSum.apply(logits, labels, alpha, gamma)
 
 
@@ -135,7 +137,7 @@ def max_anchor_iou(
 
     Of the anchors of one shape none overlaps a box more than the one whose centre is nearest.
     """
-    sizes = feature_sizes(image_size, levels=levels)
+    sizes, boxes = feature_sizes(image_size, levels=levels), at_least_float32(boxes)
     cells = anchors(image_size, levels=levels, dtype=boxes.dtype, device=boxes.device, **settings)
     cells = cells.unflatten(0, (sum(rows * columns for rows, columns in sizes), -1))  # [cells S 4]
     x, y = (xyxy_to_cxcywh(boxes)[:, :2] / boxes.new_tensor(image_size[::-1])).T  # as shares of the image
@@ -161,7 +163,7 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
         rows = (label >= 0).nonzero()[:, 0]
         objects = box[rows]
         size = area(objects)[:, None]
-        overlap = boxes.new_zeros(max(1, len(rows)), *areas.shape)
+        overlap = areas.new_zeros(max(1, len(rows)), *areas.shape)
         touching = ((objects[:, None, :2] < high) & (objects[:, None, 2:] > low)).all(2)
         # An IoU is never above the ratio of the areas; .999 is for rounding.
         ratio = torch.minimum(size, areas.amax(1)) / torch.maximum(size, areas.amin(1))

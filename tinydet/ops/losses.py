@@ -7,7 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinydet.errors import InputError
 from tinydet.labels import IGNORE
+from tinydet.ops.boxes import at_least_float32
+
+
+def check_labels(labels: Tensor, *, classes: int) -> None:
+    """Raise InputError for a label, int64[...], that is neither one of 0 .. classes - 1 nor BACKGROUND nor IGNORE.
+
+    It is checked where that costs nothing: on the CPU, outside of torch.func's transforms and of compilation. A GPU
+    would have to be waited for; there, `tinydet.train_step` checks what `assign` found.
+    """
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(labels)
+    if labels.device.type == "cpu" and not traced and labels.numel():
+        for label in map(int, labels.aminmax()):
+            if not IGNORE <= label < classes:
+                raise InputError(f"label {label}: there are {classes} classes, whose labels are 0 to {classes - 1}")
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 1.5) -> Tensor:
@@ -17,7 +32,8 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
 
     Args:
         logits: float[... K].
-        labels: int64[...]: a class, BACKGROUND (negative for every class), or IGNORE (the loss is 0).
+        labels: int64[...]: a class, BACKGROUND (negative for every class), or IGNORE (the loss is 0); checked by
+            `check_labels`.
         alpha: weight of the positive class; the negatives weigh 1 - alpha.
         gamma: how strongly well-classified elements are discounted.
 
@@ -26,6 +42,7 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
 
     Reference: Lin et al., Focal Loss for Dense Object Detection, equation 5; gamma 1.5 as in EfficientDet section 5.1.
     """
+    check_labels(labels, classes=logits.shape[-1])
     target = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     wrong = torch.where(target, -logits, logits)  # the logit of the wrong answer: p_t = sigmoid(-wrong)
     alpha_t = torch.where(target, logits.new_full((), alpha), 1 - alpha)  # two plain numbers would give float32
@@ -84,7 +101,7 @@ def detection_loss(
     Reference: EfficientDet section 5.1; normaliser and box weight as in google/automl, which besides leaves out of the
     box loss each coordinate whose target happens to be exactly 0.
     """
-    logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, deltas))
+    logits, deltas = at_least_float32(logits), at_least_float32(deltas)
     positive = labels >= 0
     count = (positive.sum() if positives is None else positives) + 1
     classification = focal_sum(logits, labels, alpha=alpha, gamma=gamma) / count

@@ -1,12 +1,13 @@
 """Suppression of duplicate detections: greedy and soft NMS, box voting, weighted boxes fusion.
 
-Boxes are xyxy in any frame; labels, where given, let only boxes of one label act on each other.
+Boxes are xyxy in any frame; labels, where given, let only boxes of one label act on each other. Half precision is
+computed in float32 and rounded once, at the end.
 """
 
 import torch
 from torch import Tensor
 
-from tinydet.ops.boxes import iou
+from tinydet.ops.boxes import at_least_float32, iou
 
 METHODS = ("soft", "hard")
 SIGMA = 0.5  # the width of the Gaussian of soft NMS behind EfficientDet's published AP
@@ -74,6 +75,7 @@ def soft_nms(
 
     Reference: Bodla et al., Soft-NMS.
     """
+    dtype, scores = scores.dtype, at_least_float32(scores)
     limit = len(boxes) if max_detections is None else min(max_detections, len(boxes))
     if 0 < 4 * limit < len(boxes):
         # Scores only fall: where those of the boxes left out are below the last that is kept, none of them would be.
@@ -82,7 +84,7 @@ def soft_nms(
         few = boxes[some], scores[some], None if labels is None else labels[some]
         keep, kept = soft_nms(*few, sigma=sigma, score_threshold=score_threshold, max_detections=limit)
         if best[-1] < (kept[-1] if len(keep) == limit else score_threshold):
-            return some[keep], kept
+            return some[keep], kept.to(dtype)
     rows, kept_scores = [scores[:0].long()], [scores[:0]]
     for _ in range(limit):
         score, row = scores.max(0, keepdim=True)
@@ -94,7 +96,7 @@ def soft_nms(
         if labels is not None:
             decay = decay.where(labels == labels[row], 1)
         scores = (scores * decay).index_fill(0, row, 0)  # settled
-    return torch.cat(rows), torch.cat(kept_scores)
+    return torch.cat(rows), torch.cat(kept_scores).to(dtype)
 
 
 def fixed_shape_nms(
@@ -110,6 +112,7 @@ def fixed_shape_nms(
     Returns:
         int64[B D] and float[B D]: kept rows, best first, and their scores; 0 where none is left.
     """
+    dtype, scores = scores.dtype, at_least_float32(scores)
     overlap = iou(boxes, boxes)  # [B N N]
     decay = torch.exp(-overlap.square() / SIGMA) if method == "soft" else (overlap <= iou_threshold).to(scores.dtype)
     decay = decay.where(labels[:, :, None] == labels[:, None], 1)
@@ -120,7 +123,7 @@ def fixed_shape_nms(
         kept_scores.append(score)
         scores = scores * decay.gather(1, row[..., None].expand(-1, -1, boxes.shape[1]))[:, 0]
         scores = scores.scatter(1, row, 0.0)  # settled
-    return torch.cat(rows, 1), torch.cat(kept_scores, 1)
+    return torch.cat(rows, 1), torch.cat(kept_scores, 1).to(dtype)
 
 
 def box_voting(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, iou_threshold: float = 0.6) -> Tensor:
@@ -137,12 +140,14 @@ def box_voting(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, i
 
     Reference: Gidaris, Komodakis: Object detection via a multi-region and semantic segmentation-aware CNN model, 2015.
     """
+    dtype, boxes, scores = boxes.dtype, at_least_float32(boxes), at_least_float32(scores)
     kept = boxes.gather(-2, keep[..., None].expand(*keep.shape, 4))
     near = (iou(kept, boxes) > iou_threshold) & (labels.gather(-1, keep)[..., None] == labels[..., None, :])
     weight = torch.where(near, scores[..., None, :], 0)
     weight = weight.scatter(-1, keep[..., None], scores.gather(-1, keep)[..., None])  # empty boxes do not overlap
     total = weight.sum(-1, keepdim=True)
-    return torch.where(total > 0, weight @ boxes / total.clamp(min=torch.finfo(weight.dtype).tiny), kept)
+    voted = torch.where(total > 0, weight @ boxes / total.clamp(min=torch.finfo(weight.dtype).tiny), kept)
+    return voted.to(dtype)
 
 
 def weighted_boxes_fusion(
@@ -164,6 +169,7 @@ def weighted_boxes_fusion(
     Reference: Solovyev, Wang, Gabruseva: Weighted boxes fusion, 2021. There boxes join by the mean so far; and scores
     are not those of the best box of each source.
     """
+    dtypes, boxes, scores = (boxes.dtype, scores.dtype), at_least_float32(boxes), at_least_float32(scores)
     order = scores.argsort(descending=True, stable=True)
     boxes, scores, labels, sources = boxes[order], scores[order], labels[order], sources[order]
     free = torch.ones_like(labels, dtype=torch.bool)
@@ -181,4 +187,4 @@ def weighted_boxes_fusion(
         fused.append((mean, weight.sum(0) / count, labels[best, None]))
     boxes, scores, labels = map(torch.cat, zip(*fused, strict=True))
     order = scores.argsort(descending=True, stable=True)
-    return boxes[order], scores[order], labels[order]
+    return boxes[order].to(dtypes[0]), scores[order].to(dtypes[1]), labels[order]

@@ -12,8 +12,10 @@ import torch
 
 from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakage
 from tinydet.data.loader import train_batches, val_batches
+from tinydet.data.transforms import transforms_to_dict
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import atomic_write
+from tinydet.metrics.coco import CocoTruth, crowded_notes
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
@@ -83,6 +85,8 @@ def train(
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = False,
+    augment: Any = None,
+    on_epoch: Callable[[Row], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
     """Train on a data set and validate the averaged weights after every epoch.
@@ -98,6 +102,8 @@ def train(
         device: where to compute.
         command: what repeats the run; goes to `command.txt`.
         progress: whether to show the progress of a download on stderr.
+        augment: an albumentations Compose in place of flip and colour jitter; it becomes part of the settings.
+        on_epoch: called with an epoch's row of metrics.jsonl after its validation, such as a logger's function.
         clock: seconds, which measure a run of so many minutes from this call on.
 
     Yields:
@@ -109,6 +115,8 @@ def train(
     """
     began = clock()
     out = None if out is None else Path(out)
+    if augment is not None:
+        settings = dataclasses.replace(settings, augment=transforms_to_dict(augment))
     run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
     settings, config, budget = run.settings, run.config, run.budget
     history, micro_batches, began = training["history"], training["micro_batches"], began - training["elapsed"]
@@ -164,6 +172,8 @@ def train(
         history = [*history, row]
         training = {**training, "history": history, "micro_batches": micro_batches, "elapsed": clock() - began}
         write_epoch(out, run, state, training, best=best)
+        if on_epoch is not None:
+            on_epoch(row)
         yield Validated(row, best, found.detections)
         if settings.overfit is None:
             yield from map(Message, diagnose(history, settings))
@@ -191,6 +201,7 @@ def training_batches(run: Run, epochs: range, *, batch_size: int | None = None, 
         crop=run.crop,
         scale_range=None if settings.overfit else settings.scale_range,
         copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
+        augment=settings.augment,
         seed=settings.seed,
         workers=settings.workers if workers is None else workers,
         pin_memory=run.device.type == "cuda",
@@ -248,6 +259,7 @@ def less_memory(images: int, micro_batches: int) -> str:
 def data_notes(run: Run) -> list[str]:
     """Say what is odd about the data; `tinydet check` says more."""
     notes = [*run.train_set.notes, *run.val_set.notes, *small_objects(run.train_set, run.config.image_size)]
+    notes += crowded_notes(CocoTruth(*run.val_set.coco_annotations()))
     if found := duplicate_boxes(run.train_set):
         notes.append(f"{found[0]}" + (f", and {len(found) - 1} more; tinydet check names them" if found[1:] else ""))
     return notes if run.settings.overfit is not None else [*notes, *train_val_leakage(run.train_set, run.val_set)]

@@ -1,7 +1,8 @@
 """Settings of a training run, each declared once: default, help text, and choices. The command line reads them here."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def setting(
-    default: Any, help: str, *, choices: Sequence[str] = (), low: float | None = None, above: bool = False
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    above: bool = False,
+    high: float = math.inf,
 ) -> Any:
-    """Declare a setting: its default, help text, choices, and least value, which it must lie `above` if so said."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "above": above})
+    """Declare a setting: default, help text, choices, least value, which it must lie `above` if so said, and most."""
+    facts = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class TrainSettings:
     )
     warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises, at most a tenth of the run.", low=0)
     clip: float = setting(10.0, "Largest global norm of the gradient.", low=0, above=True)
-    ema_decay: float = setting(0.9998, "Decay of the averaged weights; 0: no averaging.", low=0)
+    ema_decay: float = setting(0.9998, "Decay of the averaged weights; 0: no averaging.", low=0, high=1)
     amp: str = setting(
         "auto",
         "Precision of the network; auto is bf16 on a GPU that supports it, fp16 on another, off (float32) on a CPU.",
@@ -96,7 +104,10 @@ class TrainSettings:
         None, "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.8,1.8."
     )
     copy_paste: float | None = setting(
-        None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0
+        None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0, high=1
+    )
+    augment: Mapping[str, Any] | None = setting(
+        None, "Transforms in place of flip and colour jitter: a JSON or YAML file that albumentations.save wrote."
     )
     keep: int | None = setting(None, "Keep the checkpoint of every Nth epoch as epoch-N.pt.", low=1)
     early_stop: int | None = setting(None, "Stop after that many epochs without a better one.", low=1)
@@ -105,7 +116,7 @@ class TrainSettings:
         "Train on that many images, unchanged, until all their objects are found: the first thing to try on new data.",
         low=1,
     )
-    seed: int = setting(0, "Seed of weights, order and augmentation.", low=0)
+    seed: int = setting(0, "Seed of weights, order and augmentation.", low=0, high=2**32)
     workers: int = setting(1, "Processes that load images; default: half the cores, 1 to 4.", low=0)
 
     def __post_init__(self) -> None:
@@ -121,8 +132,8 @@ class TrainSettings:
         for name in ("image_size", "crop", "scale_range"):
             if isinstance(pair := getattr(self, name), tuple) and not (len(pair) == 2 and min(pair) > 0):
                 raise InputError(f"{name} must be two positive numbers, got {pair}")
-        if self.copy_paste is not None and self.copy_paste > 1:
-            raise InputError(f"copy_paste must be at most 1, got {self.copy_paste}")
+        if self.scale_range is not None and not self.scale_range[0] <= self.scale_range[1] < math.inf:
+            raise InputError(f"scale_range must be a lower and a higher number, got {self.scale_range}")
         if isinstance(self.image_size, str) and self.image_size != "auto":
             raise InputError(f"image_size must be (height, width) or 'auto', got {self.image_size!r}")
 
@@ -142,11 +153,15 @@ class TrainSettings:
         return OPTIMIZERS[str(self.optimizer)][-1] if self.weight_decay is None else self.weight_decay
 
 
-def _check(name: str, value: Any, *, help: str, choices: Sequence[str], low: float | None, above: bool) -> None:
-    """Raise InputError for a value that is none of the choices, or too low."""
+def _check(
+    name: str, value: Any, *, help: str, choices: Sequence[str], low: float | None, above: bool, high: float
+) -> None:
+    """Raise InputError for a value that is none of the choices, too low or too high."""
     if value is None:
         return
     if choices and value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}{nearest(value, choices)}")
     if low is not None and not (value > low if above else value >= low):
         raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
+    if low is not None and not value <= high:
+        raise InputError(f"{name} must be at most {high}, got {value}")

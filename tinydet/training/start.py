@@ -12,12 +12,14 @@ import torch
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.loader import resolve_crop
 from tinydet.data.open import open_dataset
+from tinydet.data.transforms import own_transforms
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors
+from tinydet.ops.anchors import feature_sizes
 from tinydet.training.autosize import best_input, compare_inputs
 from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
 from tinydet.training.optim import adamw, sgd
@@ -62,8 +64,8 @@ def start_run(
     """Open the data, and build or restore the state.
 
     Returns:
-        The run, its state, and what a checkpoint holds besides: "weights", "frozen", "history", "micro_batches",
-        "elapsed" (seconds).
+        The run, its state, and what a checkpoint holds besides: "weights", "frozen", "data", "history",
+        "micro_batches", "elapsed" (seconds).
 
     Raises:
         InputError: the data, the settings or the folder cannot be used.
@@ -73,6 +75,8 @@ def start_run(
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
         raise InputError("resume: name the folder of the run to resume")
+    if out is not None and any(place.is_file() for place in (out, *out.parents)):
+        raise InputError(f"{out}: cannot be the folder of a run; there is a file of that name")
     if not resume and out is not None and (out / "last.pt").exists():
         raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     train_set, val_set = open_splits(settings)
@@ -81,10 +85,16 @@ def start_run(
         settings = overfit_settings(settings, settings.overfit)
     optimizer = (sgd if settings.optimizer == "sgd" else adamw)(weight_decay=settings.decay)
     precision = choose_precision(settings.amp, device)
+    data = data_summary(train_set, val_set)
     if resume:
         assert out is not None
         checkpoint = load_checkpoint(out / "last.pt", device=device)
         config, report, training, state = checkpoint.config, None, checkpoint.training, restore(checkpoint)
+        if train_set.classes != config.classes:
+            was, now = (", ".join(names) for names in (config.classes, train_set.classes))
+            raise InputError(f"{out}: started with the classes {was}, and the data now have {now}; start a new run")
+        if data != (was := training.get("data", data)):
+            raise InputError(f"{out}: started with {was}, and the data now are {data}; start a new run")
     else:
         weights = load_weights(settings.weights, model=settings.model, progress=progress)
         config = resolve_config(settings, train_set, base=weights.config)
@@ -95,11 +105,15 @@ def start_run(
         training = {
             "weights": weights.source,
             "frozen": sorted(frozen),
+            "data": data,
             "history": [],
             "micro_batches": settings.grad_accumulation,
             "elapsed": 0.0,
         }
-    crop = choose_crop_size(settings, config)
+    crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
+    check_batch_norms(config, crop, frozen=frozen, images=settings.batch_size or 1)
+    if settings.augment is not None:
+        own_transforms(settings.augment, size=crop)
     step = partial(
         train_step,
         model=meta_model(config),
@@ -107,7 +121,7 @@ def start_run(
         optimizer=optimizer,
         clip=settings.clip,
         ema_decay=settings.ema_decay,
-        frozen=frozenset(training["frozen"]),
+        frozen=frozen,
         precision=PRECISIONS[precision],
         seed=settings.seed,
     )
@@ -131,7 +145,7 @@ def start_run(
         seconds=None if settings.minutes is None else 60 * settings.minutes,
         warmup_epochs=settings.warmup_epochs,
     )
-    fixed = (training["weights"], report, frozenset(training["frozen"]), budget, step, device, precision)
+    fixed = (training["weights"], report, frozen, budget, step, device, precision)
     return Run(settings, config, crop, train_set, val_set, *fixed), state, training
 
 
@@ -140,6 +154,12 @@ def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDat
     splits = ("train", "val") if settings.val is None else ("all", "all")
     train_set = open_dataset(settings.data, splits[0], classes=settings.classes)
     return train_set, open_dataset(settings.val or settings.data, splits[1], classes=train_set.classes)
+
+
+def data_summary(train_set: DetectionDataset, val_set: DetectionDataset) -> str:
+    """Count the images and objects of a run, by which a resumed one tells whether its data are the same."""
+    texts = [f"{len(one)} images with {(one.labels >= 0).sum()} objects" for one in (train_set, val_set)]
+    return f"{texts[0]} to train on and {texts[1]} to validate on"
 
 
 def overfit_splits(dataset: DetectionDataset, count: int) -> tuple[DetectionDataset, DetectionDataset]:
@@ -201,6 +221,16 @@ def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int,
     return resolve_crop(config.image_size) if settings.recipe == "default" else config.image_size
 
 
+def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Collection[str], images: int) -> None:
+    """Raise InputError where a batch norm would be trained on one value a channel, which has no variance."""
+    norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
+    if images == 1 and norms - {*frozen} and feature_sizes(crop, levels=config.levels)[-1] == (1, 1):
+        raise InputError(
+            f"batch norms would see one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is "
+            "1x1; try a larger --size, a larger --batch-size, or --weights coco --freeze norms"
+        )
+
+
 def choose_precision(amp: str, device: torch.device) -> str:
     """Resolve "auto": bf16 on a GPU that supports it, fp16 on another, off elsewhere."""
     if amp != "auto":
@@ -246,6 +276,8 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
     for name in fixed:
         was, now = getattr(started, name), getattr(given, name)
         same = Path(was).resolve() == Path(now).resolve() if name == "data" else was == now
+        if not same and name == "augment":
+            raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
         if not same and name != "workers":
             raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
     return dataclasses.replace(started, workers=given.workers, data=given.data)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tinydet.data.loader import Batch
+from tinydet.errors import InputError
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Params, Variables, apply, ema_update, value_and_grad
 from tinydet.model.postprocess import model_anchors, normalize
@@ -74,6 +75,7 @@ def train_step(
         overflows updates nothing but the loss scale.
 
     Raises:
+        InputError: a label is beyond the classes.
         FloatingPointError: the loss or its gradient is not finite: names the step, the terms and the images.
     """
     config, ramp = model.config, (1 + state.step) / (10 + state.step)
@@ -81,6 +83,8 @@ def train_step(
         anchors = model_anchors(config, (batch.images.shape[-2], batch.images.shape[-1]), device=batch.images.device)
     targets = assign_batch(batch.boxes, batch.labels, anchors)
     positives = torch.bincount(targets.labels[targets.labels >= 0], minlength=len(config.classes))
+    if len(positives) > len(config.classes):  # known without waiting for a GPU, which `check_labels` would have to
+        raise InputError(f"label {len(positives) - 1}: there are {len(config.classes)} classes, numbered from 0")
     positives = reduce({"positives": positives})["positives"]
 
     def loss(learning: Params, buffers: Params, *examples: Tensor) -> tuple[Tensor, tuple[Params, Params]]:

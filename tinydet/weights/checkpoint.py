@@ -1,6 +1,7 @@
 """tinydet's own checkpoint files: a dict of tensors and plain values, written whole or not at all."""
 
 import dataclasses
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from tinydet.model.efficientdet import meta_model
 from tinydet.model.functional import Params, params_and_buffers
 
 FORMAT = "tinydet-1"
+SAFETENSORS = ".safetensors"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 
 
@@ -38,6 +40,17 @@ def save_checkpoint(path: PathLike, checkpoint: Checkpoint) -> None:
         torch.save(content, file)
 
 
+def save_safetensors(path: PathLike, checkpoint: Checkpoint) -> None:
+    """Write the averaged weights atomically as safetensors; the config and what training holds go into its header."""
+    from safetensors.torch import save
+
+    facts = {"config": dataclasses.asdict(checkpoint.config), "training": checkpoint.training}
+    header = {"format": FORMAT, **{name: json.dumps(values) for name, values in facts.items()}}
+    tensors = {name: x.contiguous() for name, x in {**checkpoint.ema_params, **checkpoint.ema_buffers}.items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, header))
+
+
 def load_checkpoint(path: PathLike, *, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint to a device; raise InputError unless it is whole and its tensors fit its config."""
     content = read_file(path, device=device)
@@ -48,12 +61,16 @@ def load_checkpoint(path: PathLike, *, device: torch.device | str = "cpu") -> Ch
 
 
 def strip(path: PathLike, out: PathLike) -> tuple[int, int]:
-    """Write a checkpoint without optimizer state, with the averaged weights alone -> bytes before and after."""
+    """Write a checkpoint without optimizer state, with the averaged weights alone -> bytes before and after.
+
+    It is a file of safetensors, config and class names in its header, where that is the suffix of `out`.
+    """
     whole = load_checkpoint(path)
     kept = ("settings", "history", "weights")  # what `tinydet.weights.load.describe` reads
     training = {name: value for name, value in whole.training.items() if name in kept}
     # Two names for the same tensors, which torch.save writes once.
-    save_checkpoint(out, whole._replace(params=whole.ema_params, buffers=whole.ema_buffers, training=training))
+    stripped = whole._replace(params=whole.ema_params, buffers=whole.ema_buffers, training=training)
+    (save_safetensors if Path(out).suffix == SAFETENSORS else save_checkpoint)(out, stripped)
     return Path(path).stat().st_size, Path(out).stat().st_size
 
 
@@ -95,7 +112,7 @@ def abbreviate(names: Sequence[str]) -> str:
 
 def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
     """Read a file of torch or safetensors; refuse what holds more than tensors and plain values, and may run code."""
-    safetensors = Path(path).suffix == ".safetensors"
+    safetensors = Path(path).suffix == SAFETENSORS
     try:
         with open(path, "rb") as file:
             if not (safetensors or file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC or zipfile.is_zipfile(file)):
@@ -104,9 +121,7 @@ def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
         raise InputError(f"{path}: {error.strerror}") from None
     try:
         if safetensors:
-            from safetensors.torch import load_file
-
-            return load_file(path, device=str(device))
+            return _read_safetensors(path, device=device)
         return torch.load(path, map_location=device, weights_only=True)
     except ModuleNotFoundError:
         raise InputError(f"{path}: reading it needs the safetensors package; pip install safetensors") from None
@@ -115,6 +130,30 @@ def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors and plain values, or is damaged" if unsafe else _first_line(error)
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
+
+
+def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str, Any]:
+    """Read a file of safetensors: its tensors, or the checkpoint that `save_safetensors` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not header.get("format", "").startswith("tinydet"):
+        return tensors
+    try:
+        content = {name: json.loads(header.get(name, "null")) for name in ("config", "training")}
+    except json.JSONDecodeError as error:
+        raise InputError(f"its header is not JSON: {error}") from None
+    statistics = {name for name in tensors if name.rpartition(".")[2] in ("running_mean", "running_var")}
+    params, buffers = ({n: x for n, x in tensors.items() if (n in statistics) == kind} for kind in (False, True))
+    return {
+        "format": header["format"],
+        **content,
+        "params": params,
+        "buffers": buffers,
+        "ema_params": params,
+        "ema_buffers": buffers,
+    }
 
 
 def _first_line(error: Exception) -> str:
