@@ -90,7 +90,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
-    """Read a YAML file of plain values, `as_text` all as they are written; the error where it is not YAML names the line."""
+    """Read a YAML file as `read_json` reads JSON; with `as_text` all values are as they are written."""
     import yaml  # comes with albumentations
 
     try:
