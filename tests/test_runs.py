@@ -53,7 +53,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
         ("metrics.jsonl", None, ": no epoch is done; metrics.jsonl is missing"),
         ("metrics.jsonl", b"", "/metrics.jsonl: empty, no epoch is done"),
         ("config.json", b'{\n"settings": oh\n}', "/config.json:2: not JSON (Expecting value, character 13)"),
-        ("config.json", b'{"\xff": 1}', "/config.json: not a text file"),
+        ("config.json", b'{"\xff": 1}', "/config.json:1: not UTF-8 text"),
         ("config.json", b'{"settings": {"data": "x"}}', "/config.json: not the config of a run (KeyError('model'))"),
         ("config.json", b"[]", "/config.json: not the config of a run (TypeError("),
         ("config.json", b'{"settings": "ab"}', "/config.json: not the config of a run (ValueError("),
