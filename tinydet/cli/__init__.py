@@ -1,6 +1,6 @@
 """The command line: options to arguments, results to stdout, progress and notes to stderr."""
 
-from tinydet.cli import train, use
+from tinydet.cli import detect, train, use
 from tinydet.cli.base import main
 
-__all__ = ["main", "train", "use"]
+__all__ = ["detect", "main", "train", "use"]
