@@ -1,6 +1,8 @@
 """A detector takes images in any form; views, tiles and several networks are one detection."""
 
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
+import tinydet.detector
 from tests.checkpoints import weights_of
 from tinydet.detector import Detector, as_image, load
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import params_and_buffers
-from tinydet.model.postprocess import Detections
+from tinydet.model.postprocess import Detections, normalize
+from tinydet.ops.nms import weighted_boxes_fusion
 from tinydet.prediction import Prediction
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
+from tinydet.weights.load import select_classes
 
 CLASSES = ("Car", "Pedestrian", "Tram")
 LOW: dict[str, Any] = {"score_threshold": 0.02, "max_detections": 20}
@@ -169,7 +174,88 @@ def test_views_are_mirrored_back_and_fused(detector: Detector, image: np.ndarray
 def test_a_detector_is_loaded_from_a_file(weights: Weights, image: np.ndarray, tmp_path: Path) -> None:
     variables = weights.params, weights.buffers
     save_checkpoint(tmp_path / "best.pt", Checkpoint(weights.config, *variables, *variables, {}))
-    detector = load(tmp_path / "best.pt")
+    detector, two = load(tmp_path / "best.pt"), load([tmp_path / "best.pt", str(tmp_path / "best.pt")])
+    assert two.source == f"{detector.source} and {detector.source}"
     assert detector.classes == CLASSES
     assert detector.source.startswith("best.pt (tinydet lite0")
     assert_same(detector(image, **LOW).detections, Detector(weights)(image, **LOW).detections)
+
+
+# Tiles, and several networks
+
+
+def test_a_tile_sees_what_its_crop_alone_would(detector: Detector, image: np.ndarray) -> None:
+    tile, several = {"tiles": (50, 90), "overlap": 0.2}, {**LOW, "max_detections": 1000}
+    assert_same(detector(image, **LOW, **tile).detections, detector(image, **LOW).detections)  # as large as the image
+    assert_same(detector(image, **LOW, tiles="auto").detections, detector(image, **LOW).detections)
+    large = np.concatenate([image, image[::-1]])
+    left, right = detector(large[:, :60], **several), detector(large[:, 30:], **several)
+    boxes = torch.cat([detector(large, **several).boxes, left.boxes, right.boxes + torch.tensor([30.0, 0, 30, 0])])
+    found = detector(large, **several, tiles=(100, 60), overlap=0.5, batch_size=1)
+    assert {tuple(box) for box in found.boxes.tolist()} < {tuple(box) for box in boxes.tolist()}
+    assert len(detector(large, **several)) < len(found) < len(boxes)
+    assert not torch.equal(detector(large, **LOW, tiles="auto").scores, detector(large, **LOW).scores)
+
+
+def test_batches_are_no_larger_than_asked_for(
+    detector: Detector, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def watched(batch: Any, *args: Any, **settings: Any) -> Any:
+        sizes.append(len(batch))
+        return normalize(batch, *args, **settings)
+
+    monkeypatch.setattr(tinydet.detector, "normalize", watched)
+    large = np.tile(image, (2, 2, 1))
+    how: dict[str, Any] = {"tiles": (50, 90), "overlap": 0.0, "tta": True}
+    assert len([*detector.predict([large, large], batch_size=4, **how)]) == 2
+    assert sizes == [4] * 10  # two scales of two images in five crops, mirrored too
+
+
+def test_several_weights_are_fused_whatever_the_order_of_their_classes(weights: Weights, image: np.ndarray) -> None:
+    other = weights._replace(
+        config=replace(weights.config, classes=("tram", "Car", "Pedestrian"), image_size=(96, 128)), source="b"
+    )
+    config = replace(weights.config, image_size=(96, 128))
+    alone = Detector(weights), Detector(select_classes(other, CLASSES)._replace(config=config))
+    both = Detector([weights, other])
+    assert (both.classes, both.source) == (CLASSES, "a test and b")
+    found = both(image, **LOW)
+    views = [one(image, **LOW).detections for one in alone]
+    boxes, scores, labels = map(torch.cat, zip(*views, strict=True))
+    sources = torch.tensor([0] * len(views[0].scores) + [1] * len(views[1].scores))
+    expected = weighted_boxes_fusion(boxes, scores, labels, sources, count=2)
+    keep = expected[1] >= LOW["score_threshold"]
+    assert keep.sum() > 5
+    assert_same(found.detections, Detections(*(field[keep][:20] for field in expected)))
+
+
+def test_weights_of_other_classes_are_refused(weights: Weights) -> None:
+    other = weights._replace(config=replace(weights.config, classes=("Car", "Pedestrian", "Bus")), source="b")
+    with pytest.raises(InputError, match="b finds no Tram, as a test does; classes must be the same"):
+        Detector([weights, other])
+    fewer = weights._replace(config=replace(weights.config, classes=CLASSES[:2]), source="b")
+    with pytest.raises(InputError, match="b finds no Tram, as a test does"):
+        Detector([fewer, weights])
+    with pytest.raises(InputError, match="a detector needs weights"):
+        Detector([])
+
+
+def test_any_iterable_of_images_is_detected_in_lazily(detector: Detector, image: np.ndarray) -> None:
+    drawn: list[int] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for i in range(9):
+            drawn.append(i)
+            yield np.roll(image, i, 0)
+
+    predictions = detector.predict(images(), **LOW)
+    assert drawn == []
+    first = next(predictions)
+    assert len(drawn) <= 3
+    assert_same(first.detections, detector(image, **LOW).detections)
+    assert [one.path.name for one in predictions] == [f"image-{i}" for i in range(2, 10)]
+    batch = np.stack([image, image[::-1]])
+    for one, other in zip(detector.predict(batch, batch_size=2, **LOW), detector(batch, **LOW), strict=True):
+        assert_same(one.detections, other.detections)

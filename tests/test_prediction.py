@@ -1,13 +1,17 @@
 """Predictions read back from every format."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from tests.random_detections import found
 from tinydet.data.kitti import read_kitti_objects
+from tinydet.errors import InputError
 from tinydet.model.postprocess import Detections
 from tinydet.prediction import Prediction
 
@@ -73,3 +77,63 @@ def test_a_kitti_line_leaves_out_what_only_3d_detectors_know() -> None:
     one = Detections(torch.tensor([[712.4, 143, 810.73, 307.92]]), torch.tensor([0.87]), torch.tensor([1]))
     expected = "Pedestrian -1 -1 -10 712.4 143.0 810.73 307.92 -1 -1 -1 -1000 -1000 -1000 -10 0.87\n"
     assert result_of(one).to_kitti() == expected
+
+
+def test_classes_without_a_category_are_left_out_of_coco_results() -> None:
+    one = result_of(found(50))
+    rows = one.to_coco(7, category_ids={"Car": 3})
+    assert {row["category_id"] for row in rows} == {3}
+    assert len(rows) == one.names.count("Car")
+
+
+def test_further_fields_stand_before_the_detections() -> None:
+    assert list(json.loads(result_of(ONE).to_json(frame=3, time=0.1))) == [
+        *("image", "width", "height", "frame", "time", "detections")
+    ]
+
+
+def test_a_dictionary_is_torchvisions() -> None:
+    one = result_of(found(9))
+    assert list(one.to_dict()) == ["boxes", "labels", "scores"]
+    assert all(one.to_dict()[name] is getattr(one, name) for name in one.to_dict())
+
+
+def test_supervision_gets_arrays_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    one = result_of(found(9))
+    made = one.to_supervision()
+    for field, array in zip(one.detections, (made.xyxy, made.confidence, made.class_id), strict=True):
+        np.testing.assert_array_equal(array, field.numpy())
+    assert made.data["class_name"].tolist() == one.names
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match="to_supervision needs supervision: pip install supervision"):
+        one.to_supervision()
+
+
+def test_a_label_studio_task_has_percentages() -> None:
+    assert result_of(ONE).to_labelstudio() == {
+        "data": {"image": "a.png"},
+        "predictions": [
+            {
+                "result": [
+                    {
+                        "type": "rectanglelabels",
+                        "from_name": "label",
+                        "to_name": "image",
+                        "original_width": 100,
+                        "original_height": 50,
+                        "image_rotation": 0,
+                        "value": {
+                            "x": 10,
+                            "y": 10,
+                            "width": 20,
+                            "height": 80,
+                            "rotation": 0,
+                            "rectanglelabels": ["Pedestrian"],
+                        },
+                        "score": 0.5,
+                    }
+                ]
+            }
+        ],
+    }

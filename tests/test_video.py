@@ -35,7 +35,7 @@ def detector() -> Detector:
 
 def write_clip(path: Path, shades: list[int] = SHADES) -> str:
     """Write a clip of red frames that grow brighter."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), FPS, SIZE[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, SIZE[::-1])
     for shade in shades:
         writer.write(np.full((*SIZE, 3), (0, 0, shade), np.uint8))
     writer.release()

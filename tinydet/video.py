@@ -94,7 +94,7 @@ def save_video(
     predictions = detector.predict(images(), classes=classes, **settings)
     clear_folder(out)
     path = drawn_video(out, video.source)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), video.fps, video.size[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
     with open(Path(out) / "predictions.jsonl", "w", encoding="utf-8") as lines:
 
         def write(prediction: Prediction) -> None:
