@@ -201,7 +201,7 @@ def predict(
         names = tuple(names[label] for label in detector.labels(settings["classes"]))
     ids = None if coco is None else coco_ids(coco, paths, classes=names)
     if ids is not None and (others := [name for name in names if name not in ids.categories]):
-        click.echo(f"note: coco.json leaves out {', '.join(others)}, no categories of {coco}", err=True)
+        click.echo(f"note: {coco} has no category {', '.join(others)}; coco.json leaves them out", err=True)
     if compile:
         click.echo("note: compiling the network, which takes about a minute", err=True)
     if video is not None:
