@@ -281,7 +281,16 @@ def test_predictions_have_the_ids_of_their_own_image(
     for path in (Path("cam2/1.png"), Path("cam3/1.png")):
         path.parent.mkdir()
         path.write_bytes(image.read_bytes())
-    options = ["--weights", home / "runs/lite0-1/best.pt", "--score", "0", "--coco", "gt.json", "--out", "out"]
+    options: list[str | Path] = [
+        "--weights",
+        home / "runs/lite0-1/best.pt",
+        "--score",
+        "0",
+        "--coco",
+        "gt.json",
+        "--out",
+        "out",
+    ]
     result = run("predict", "cam2/1.png", *options)
     assert result.stderr == "note: gt.json has no category Car; coco.json leaves them out\n"
     rows = json.loads(Path("out/coco.json").read_text())
@@ -311,7 +320,7 @@ def test_tiles_and_several_weights_are_for_both_commands(
 
 def test_predict_draws_a_video(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    weights = ["--weights", home / "runs/lite0-1/best.pt"]
+    weights: list[str | Path] = ["--weights", home / "runs/lite0-1/best.pt"]
     result = run("predict", write_clip(Path("clip.mp4")), *weights, "--classes", "car", "--score", "0.01")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[1] == "video in predictions/clip.mp4, boxes in predictions/predictions.jsonl"
