@@ -106,18 +106,18 @@ class Detector:
 
         Args:
             images: paths, PIL images, arrays uint8[H W 3] or tensors uint8[3 H W], RGB; any iterable, such as a batch.
-            batch_size: images read at once, and images, or views of them, that the network is given at once.
+            batch_size: images that are read, and images or views of them that a network is given, at once.
             method: "soft" or "hard" NMS.
             classes: names, in any case, or labels of the classes to detect; all where None.
             tta: test-time augmentation: detect in mirrored and larger views too, and fuse the boxes of all.
             tiles: (height, width) in pixels of tiles in which to detect too, for small objects in large images; "auto"
-                for the network's input size. Tiles as large as the image are none.
+                for the network's input size. An image that is no larger has none.
             overlap: of neighbouring tiles, as a share of their sides.
             on_error: takes the error of an image that cannot be read, which is then left out.
 
         Raises:
-            InputError: a file cannot be read, an array has another shape or type, or a setting makes no sense: that at
-                once, not with the first prediction.
+            InputError: a setting makes no sense: at once; or, in its turn, an image cannot be read, or is an array of
+                another shape or type.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be positive, got {batch_size}")

@@ -71,7 +71,6 @@ def _read_frames(capture: Any, *, camera: bool) -> Iterator[tuple[float, np.ndar
     while (read := capture.read())[0]:
         seconds = time.monotonic() - start if camera else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         yield seconds, cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
-    capture.release()
 
 
 def save_video(
@@ -95,6 +94,8 @@ def save_video(
     clear_folder(out)
     path = drawn_video(out, video.source)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
+    if not writer.isOpened():
+        raise InputError(f"{path}: OpenCV cannot write this video")
     with open(Path(out) / "predictions.jsonl", "w", encoding="utf-8") as lines:
 
         def write(prediction: Prediction) -> None:

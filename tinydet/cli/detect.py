@@ -45,7 +45,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
     from tinydet.predict import newest_weights
     from tinydet.weights.load import load_detector
 
-    sources: list[Any] = [weights] if Path(weights).exists() else weights.split(",")
+    sources: list[Any] = [weights] if Path(weights).exists() else [one.strip() for one in weights.split(",")]
     if weights == "auto":
         sources = [newest_weights() or "coco"]
         if sources == ["coco"]:
