@@ -11,8 +11,8 @@ from tinydet.model.postprocess import Detections
 from tinydet.ops.nms import nms, weighted_boxes_fusion
 
 TTA_SCALES = (1.0, 1.25)  # of the network's input, in test-time augmentation
-# A box nearer to an inner border of its tile than this share of its side is of an object that the border cuts: on
-# mosaics of KITTI frames, tiles added two to AP over a limit of two pixels, and one less at three times the share.
+# A box nearer to an inner border of its tile than this share of its own side is of an object that the border cuts. On
+# mosaics of KITTI frames, in tiles of two sizes, AP was 20.4 and 20.1 so; 18.5 and 19.8 with a limit of two pixels.
 CUT = 0.1
 
 Crop = tuple[int, int, int, int]  # xyxy, pixels of an image
