@@ -133,7 +133,7 @@ def test_a_pil_image_of_any_mode_is_turned_upright(image: np.ndarray) -> None:
         ({"classes": ["Cow"]}, r"a test finds no Cow; it finds Car, Pedestrian, Tram \(labels 0 to 2\)"),
         ({"classes": "Cow"}, "a test finds no Cow; it finds Car, Pedestrian, Tram"),
         ({"classes": [0, 3, -1]}, r"a test finds no 3, -1; it finds Car, Pedestrian, Tram \(labels 0 to 2\)"),
-        ({"classes": []}, "a test finds no empty list; it finds Car"),
+        ({"classes": []}, "a test finds no class of an empty list; it finds Car"),
     ],
 )
 def test_a_senseless_setting_is_named(detector: Detector, image: np.ndarray, setting: Any, said: str) -> None:

@@ -161,7 +161,9 @@ class Detector:
         unknown = [str(one) for one, label in zip(given, labels, strict=True) if label not in known.values()]
         if unknown or not labels:
             there = f"{', '.join(self.classes)} (labels 0 to {len(self.classes) - 1})"
-            raise InputError(f"{self.source} finds no {', '.join(unknown) or 'empty list'}; it finds {there}")
+            raise InputError(
+                f"{self.source} finds no {', '.join(unknown) or 'class of an empty list'}; it finds {there}"
+            )
         return sorted({int(label) for label in labels if label is not None})
 
     def _read(
