@@ -1,6 +1,8 @@
-"""A detector takes images in any form; predictions read back from every format; TTA."""
+"""A detector takes images in any form; views, tiles and several networks are one detection."""
 
-import json
+import io
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
+import tinydet.detector
 from tests.checkpoints import weights_of
-from tests.random_detections import found
-from tinydet.data.kitti import read_kitti_objects
-from tinydet.detector import VIEWS, Detector, Prediction, as_image, load
+from tinydet.detector import Detector, as_image, load
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import params_and_buffers
-from tinydet.model.postprocess import Detections
+from tinydet.model.postprocess import Detections, normalize
+from tinydet.ops.nms import weighted_boxes_fusion
+from tinydet.prediction import Prediction
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
+from tinydet.weights.load import select_classes
 
 CLASSES = ("Car", "Pedestrian", "Tram")
 LOW: dict[str, Any] = {"score_threshold": 0.02, "max_detections": 20}
@@ -77,7 +81,7 @@ def test_several_images_in_any_form(detector: Detector, image: np.ndarray) -> No
     assert (mixed[1].boxes[:, 3] <= 20).all()
 
 
-FORMS = r"an image must be a path, a PIL image, an array uint8\[H W 3\] or a tensor uint8\[3 H W\], RGB; got "
+FORMS = r"image-1 must be a path, a PIL image, an array uint8\[H W 3\] or a tensor uint8\[3 H W\], RGB; got "
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,12 @@ FORMS = r"an image must be a path, a PIL image, an array uint8\[H W 3\] or a ten
         (torch.zeros(3, 4, 4), FORMS + r"torch.float32 of shape \(3, 4, 4\)"),
         (None, FORMS + "NoneType"),
         ([None], FORMS + "NoneType"),
+        ([np.zeros((4, 4, 3), np.uint8), None], "image-2 must be a path, .*; got NoneType"),
         (b"bytes", FORMS + "bytes"),
+        (io.BytesIO(b"bytes"), FORMS + "BytesIO"),
+        (np.zeros((2, 4, 4, 3)), FORMS + r"float64 of shape \(4, 4, 3\)"),
+        (Image.new("RGB", (0, 0)), FORMS + r"uint8 of shape \(0, 0, 3\)"),
+        (Image.new("F", (4, 4)), r"image-1: not a readable image \(floating point pixels have no known range\)"),
         ("gone.png", r"gone\.png: not a readable image"),
     ],
 )
@@ -116,17 +125,24 @@ def test_a_pil_image_of_any_mode_is_turned_upright(image: np.ndarray) -> None:
         ({"max_detections": 0}, "max_detections must be positive, got 0"),
         ({"score_threshold": 2}, r"score_threshold must be in \[0, 1\], got 2"),
         ({"method": "no"}, "method must be one of soft, hard; got 'no'"),
-        ({"classes": ["Cow"]}, "a test finds no Cow; it finds Car, Pedestrian, Tram"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"tiles": "large"}, r"tiles must be \(height, width\) in pixels or \"auto\", got 'large'"),
+        ({"tiles": (0, 50)}, r"tiles must be .*, got \(0, 50\)"),
+        ({"tiles": 64}, "tiles must be .*, got 64"),
+        ({"classes": ["Cow"]}, r"a test finds no Cow; it finds Car, Pedestrian, Tram \(labels 0 to 2\)"),
         ({"classes": "Cow"}, "a test finds no Cow; it finds Car, Pedestrian, Tram"),
+        ({"classes": [0, 3, -1]}, r"a test finds no 3, -1; it finds Car, Pedestrian, Tram \(labels 0 to 2\)"),
+        ({"classes": []}, "a test finds no class of an empty list; it finds Car"),
     ],
 )
 def test_a_senseless_setting_is_named(detector: Detector, image: np.ndarray, setting: Any, said: str) -> None:
-    for call in (lambda: detector(image, **setting), lambda: detector.detect([], **setting)):
+    for call in (lambda: detector(image, **setting), lambda: detector.predict([], **setting)):
         with pytest.raises(InputError, match=said):
             call()
 
 
-@pytest.mark.parametrize("classes", [["tram"], "Tram", ["TRAM", "tram"]])
+@pytest.mark.parametrize("classes", [["tram"], "Tram", ["TRAM", "tram"], 2, [2]])
 def test_other_classes_are_left_out(detector: Detector, image: np.ndarray, classes: Any) -> None:
     everything = detector(image, score_threshold=0.01, max_detections=1000)
     trams = detector(image, score_threshold=0.01, max_detections=1000, classes=classes)
@@ -141,7 +157,7 @@ def test_other_classes_are_left_out(detector: Detector, image: np.ndarray, class
 def test_several_classes_keep_their_labels(detector: Detector, image: np.ndarray) -> None:
     found = detector(image, **LOW, classes=["Tram", "Car"])
     assert set(found.names) == {"Car", "Tram"}
-    several = detector(image, **LOW, classes=["Tram", "Car"], tta=True)
+    several = detector(image, **LOW, classes=[2, "Car"], tta=True)
     assert set(several.names) == {"Car", "Tram"}
 
 
@@ -152,86 +168,94 @@ def test_views_are_mirrored_back_and_fused(detector: Detector, image: np.ndarray
     back = torch.stack([90 - other.boxes[:, 2], other.boxes[:, 1], 90 - other.boxes[:, 0], other.boxes[:, 3]], 1)
     torch.testing.assert_close(other.scores, several.scores, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(back, several.boxes, rtol=1e-4, atol=1e-3)
-    assert len(VIEWS) == 4
     assert (several.scores[:-1] >= several.scores[1:]).all()
 
 
 def test_a_detector_is_loaded_from_a_file(weights: Weights, image: np.ndarray, tmp_path: Path) -> None:
     variables = weights.params, weights.buffers
     save_checkpoint(tmp_path / "best.pt", Checkpoint(weights.config, *variables, *variables, {}))
-    detector = load(tmp_path / "best.pt")
+    detector, two = load(tmp_path / "best.pt"), load([tmp_path / "best.pt", str(tmp_path / "best.pt")])
+    assert two.source == f"{detector.source} and {detector.source}"
     assert detector.classes == CLASSES
     assert detector.source.startswith("best.pt (tinydet lite0")
     assert_same(detector(image, **LOW).detections, Detector(weights)(image, **LOW).detections)
 
 
-# Predictions
-
-PAIR = ("Car", "Pedestrian")
+# Tiles, and several networks
 
 
-def test_a_json_line_holds_all_of_a_prediction() -> None:
-    one = Prediction(Path("folder/frame.png"), np.zeros((80, 120, 3), np.uint8), PAIR, *found(200))
-    line = one.to_json()
-    assert "\n" not in line
-    read = json.loads(line)
-    assert {name: read[name] for name in ("image", "width", "height")} == {
-        "image": "folder/frame.png",
-        "width": 120,
-        "height": 80,
-    }
-    rows = read["detections"]
-    assert_same(
-        one.detections,
-        Detections(
-            torch.tensor([row["box"] for row in rows]),
-            torch.tensor([row["score"] for row in rows]),
-            torch.tensor([row["label"] for row in rows]),
-        ),
+def test_a_tile_sees_what_its_crop_alone_would(detector: Detector, image: np.ndarray) -> None:
+    tile, several = {"tiles": (50, 90), "overlap": 0.2}, {**LOW, "max_detections": 1000}
+    assert_same(detector(image, **LOW, **tile).detections, detector(image, **LOW).detections)  # as large as the image
+    assert_same(detector(image, **LOW, tiles="auto").detections, detector(image, **LOW).detections)
+    large = np.concatenate([image, image[::-1]])
+    left, right = detector(large[:, :60], **several), detector(large[:, 30:], **several)
+    boxes = torch.cat([detector(large, **several).boxes, left.boxes, right.boxes + torch.tensor([30.0, 0, 30, 0])])
+    found = detector(large, **several, tiles=(100, 60), overlap=0.5, batch_size=1)
+    assert {tuple(box) for box in found.boxes.tolist()} < {tuple(box) for box in boxes.tolist()}
+    assert len(detector(large, **several)) < len(found) < len(boxes)
+    assert not torch.equal(detector(large, **LOW, tiles="auto").scores, detector(large, **LOW).scores)
+
+
+def test_batches_are_no_larger_than_asked_for(
+    detector: Detector, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def watched(batch: Any, *args: Any, **settings: Any) -> Any:
+        sizes.append(len(batch))
+        return normalize(batch, *args, **settings)
+
+    monkeypatch.setattr(tinydet.detector, "normalize", watched)
+    large = np.tile(image, (2, 2, 1))
+    how: dict[str, Any] = {"tiles": (50, 90), "overlap": 0.0, "tta": True}
+    assert len([*detector.predict([large, large], batch_size=4, **how)]) == 2
+    assert sizes == [4] * 10  # two scales of two images in five crops, mirrored too
+
+
+def test_several_weights_are_fused_whatever_the_order_of_their_classes(weights: Weights, image: np.ndarray) -> None:
+    other = weights._replace(
+        config=replace(weights.config, classes=("tram", "Car", "Pedestrian"), image_size=(96, 128)), source="b"
     )
-    assert [row["class"] for row in rows] == [PAIR[row["label"]] for row in rows]
-    assert len(line) < 200 * 110  # no digits that a float32 does not have
+    config = replace(weights.config, image_size=(96, 128))
+    alone = Detector(weights), Detector(select_classes(other, CLASSES)._replace(config=config))
+    both = Detector([weights, other])
+    assert (both.classes, both.source) == (CLASSES, "a test and b")
+    found = both(image, **LOW)
+    views = [one(image, **LOW).detections for one in alone]
+    boxes, scores, labels = map(torch.cat, zip(*views, strict=True))
+    sources = torch.tensor([0] * len(views[0].scores) + [1] * len(views[1].scores))
+    expected = weighted_boxes_fusion(boxes, scores, labels, sources, count=2)
+    keep = expected[1] >= LOW["score_threshold"]
+    assert keep.sum() > 5
+    assert_same(found.detections, Detections(*(field[keep][:20] for field in expected)))
 
 
-def result_of(detections: Detections, classes: tuple[str, ...] = PAIR) -> Prediction:
-    """A prediction in an image of 100x50."""
-    return Prediction(Path("a.png"), np.zeros((50, 100, 3), np.uint8), classes, *detections)
+def test_weights_of_other_classes_are_refused(weights: Weights) -> None:
+    other = weights._replace(config=replace(weights.config, classes=("Car", "Pedestrian", "Bus")), source="b")
+    with pytest.raises(InputError, match="b finds no Tram, as a test does; classes must be the same"):
+        Detector([weights, other])
+    fewer = weights._replace(config=replace(weights.config, classes=CLASSES[:2]), source="b")
+    with pytest.raises(InputError, match="b finds no Tram, as a test does"):
+        Detector([fewer, weights])
+    with pytest.raises(InputError, match="a detector needs weights"):
+        Detector([])
 
 
-ONE = Detections(torch.tensor([[10.0, 5, 30, 45]]), torch.tensor([0.5]), torch.tensor([1]))
+def test_any_iterable_of_images_is_detected_in_lazily(detector: Detector, image: np.ndarray) -> None:
+    drawn: list[int] = []
 
+    def images() -> Iterator[np.ndarray]:
+        for i in range(9):
+            drawn.append(i)
+            yield np.roll(image, i, 0)
 
-def test_coco_results_have_sides_and_ids() -> None:
-    assert result_of(ONE).to_coco(7) == [{"image_id": 7, "category_id": 2, "bbox": [10, 5, 20, 40], "score": 0.5}]
-    assert result_of(ONE).to_coco(7, category_ids={"Pedestrian": 90})[0]["category_id"] == 90
-    assert result_of(found(0)).to_coco(7) == []
-
-
-def test_yolo_results_are_shares_of_the_image() -> None:
-    assert result_of(ONE).to_yolo() == "1 0.2 0.5 0.2 0.8 0.5\n"
-    assert result_of(found(0)).to_yolo() == ""
-
-
-def test_a_prediction_says_what_it_holds() -> None:
-    one = result_of(ONE)
-    assert (len(one), one.names, one.labels.tolist()) == (1, ["Pedestrian"], [1])
-    assert one.draw().size == (100, 50)
-    assert np.asarray(one.draw()).any()
-
-
-def test_a_kitti_result_reads_back(tmp_path: Path) -> None:
-    detections = found(500)
-    path = tmp_path / "000001.txt"
-    path.write_text(result_of(detections, ("Car", "traffic light")).to_kitti())
-    read = read_kitti_objects(path, scored=True)
-    assert read.types == [("Car", "traffic_light")[label] for label in detections.labels.tolist()]
-    assert read.scores is not None
-    np.testing.assert_array_equal(read.boxes.astype(np.float32), detections.boxes.numpy())
-    np.testing.assert_array_equal(read.scores.astype(np.float32), detections.scores.numpy())
-    assert result_of(found(0)).to_kitti() == ""
-
-
-def test_a_kitti_line_leaves_out_what_only_3d_detectors_know() -> None:
-    one = Detections(torch.tensor([[712.4, 143, 810.73, 307.92]]), torch.tensor([0.87]), torch.tensor([1]))
-    expected = "Pedestrian -1 -1 -10 712.4 143.0 810.73 307.92 -1 -1 -1 -1000 -1000 -1000 -10 0.87\n"
-    assert result_of(one).to_kitti() == expected
+    predictions = detector.predict(images(), **LOW)
+    assert drawn == []
+    first = next(predictions)
+    assert len(drawn) <= 3
+    assert_same(first.detections, detector(image, **LOW).detections)
+    assert [one.path.name for one in predictions] == [f"image-{i}" for i in range(2, 10)]
+    batch = np.stack([image, image[::-1]])
+    for one, other in zip(detector.predict(batch, batch_size=2, **LOW), detector(batch, **LOW), strict=True):
+        assert_same(one.detections, other.detections)

@@ -369,7 +369,7 @@ def weights(network: EfficientDet) -> Weights:
 
 
 def run(data: Path, weights: Weights, **settings: Any) -> Scores:
-    return evaluate(*evaluate_detector(data, weights, split="val", batch_size=4, **settings))
+    return evaluate(*evaluate_detector(data, [weights], split="val", batch_size=4, **settings))
 
 
 @forks
@@ -384,13 +384,19 @@ def test_a_checkpoint_scores_what_its_weights_score(
 
 
 @forks
-def test_tta_is_that_of_the_detector(folder: Path, weights: Weights) -> None:
-    dataset, found = evaluate_detector(folder, weights, split="val", batch_size=4, tta=True)
-    # One by one, as there: the last bit of a score differs with the batch, and with it what is above the threshold.
-    detector = Detector(weights)
-    for frame, one in zip(dataset.frames(), found, strict=True):
-        expected = detector(frame.path, tta=True, score_threshold=0.01).detections
-        assert all(torch.equal(a, b) for a, b in zip(one, expected, strict=True))
+@pytest.mark.parametrize(
+    ("count", "views"), [(1, {"tta": True}), (1, {"tiles": (40, 90), "overlap": 0.1}), (2, {})], ids=str
+)
+def test_views_and_several_weights_are_those_of_the_detector(
+    folder: Path, weights: Weights, count: int, views: dict[str, Any]
+) -> None:
+    dataset, found = evaluate_detector(folder, [weights] * count, split="val", batch_size=4, **views)
+    paths = [frame.path for frame in dataset.frames()]
+    expected = Detector([weights] * count).predict(paths, batch_size=4, score_threshold=0.01, **views)
+    plain = Detector(weights).predict(paths, batch_size=4, score_threshold=0.01)
+    for one, other, third in zip(found, expected, plain, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other.detections, strict=True))
+        assert count == 2 or not torch.equal(one.scores, third.scores)
 
 
 @forks

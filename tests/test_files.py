@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from tinydet.errors import InputError, raise_error, try_call
-from tinydet.files import atomic_write, parse_float, parse_lines, paused_gc, read_json, read_text, short_path
+from tinydet.files import (
+    atomic_write,
+    match_paths,
+    parse_float,
+    parse_lines,
+    paused_gc,
+    read_json,
+    read_text,
+    short_path,
+)
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -78,3 +87,33 @@ def test_the_garbage_collector_is_as_it_was() -> None:
     with paused_gc():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+NAMES = ["cam1/0001.jpg", "cam2\\0001.jpg", "a/cam2/0002.jpg", "b/cam2/0002.jpg", "0003.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "rows"),
+    [
+        (["/data/cam2/0001.jpg", "/data/cam1/0001.jpg"], [1, 0]),
+        (["cam1\\0001.jpg"], [0]),
+        (["x/b/cam2/0002.jpg", Path("anywhere/0003.jpg")], [3, 4]),
+        ([], []),
+    ],
+)
+def test_paths_have_the_name_that_agrees_longest(paths: list[str | Path], rows: list[int]) -> None:
+    assert match_paths(paths, NAMES) == rows
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["0001.jpg"], r"^0001.jpg: may be cam1/0001.jpg or cam2\\0001.jpg of the annotations$"),
+        (["c/cam2/0002.jpg"], "c/cam2/0002.jpg: may be a/cam2/0002.jpg or b/cam2/0002.jpg"),
+        (["cam1/1.jpg"], "^cam1/1.jpg: the annotations have no image '1.jpg'$"),
+        (["a/0003.jpg", "b/0003.jpg"], "b/0003.jpg: the annotations have one image, 0003.jpg, for it and for a/0003"),
+    ],
+)
+def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        match_paths(paths, NAMES)

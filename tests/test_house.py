@@ -17,14 +17,15 @@ NOWHERE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
 # Rooms from left to right; a file imports from its own room, one way, and from rooms to its left, and these packages.
 PLAN = [
-    ("labels errors files", "filelock yaml"),
+    ("labels errors files prefetch", "filelock yaml"),
     ("ops", "torch"),
     ("model", "torch"),
     ("weights", "torch filelock safetensors"),
     ("data", "numpy torch PIL albumentations"),
     ("metrics", "numpy"),
     ("draw fonts html", "numpy torch PIL jinja2"),
-    ("detector evaluation result_files tide predict export convert", "numpy torch PIL onnxruntime onnxscript"),
+    ("prediction views detector evaluation result_files tide", "numpy torch PIL supervision"),
+    ("predict video export convert", "numpy torch PIL cv2 onnxruntime onnxscript"),
     ("training", "numpy torch"),
     ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),
     ("cli", "click torch tinydet"),

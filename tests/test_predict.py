@@ -5,9 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,13 +17,12 @@ import torch
 from PIL import Image
 
 import tinydet.detector
-import tinydet.predict
 from tests.checkpoints import weights_of
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tests.random_detections import found
 from tinydet.data.images import read_image
 from tinydet.data.kitti import KittiDataset
-from tinydet.detector import Detector, Prediction
+from tinydet.detector import Detector
 from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.evaluation import validate
@@ -34,13 +32,15 @@ from tinydet.model.fold import inference_fn
 from tinydet.model.functional import Variables, params_and_buffers
 from tinydet.model.postprocess import Detections
 from tinydet.predict import (
+    CocoIds,
+    coco_ids,
     collect_images,
+    earlier_results,
     newest_weights,
-    predict_images,
-    prefetch,
     read_stdin,
     save_predictions,
 )
+from tinydet.prediction import Prediction
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.formats import Weights
 
@@ -85,81 +85,13 @@ def assert_same(one: Detections, other: Detections) -> None:
         assert torch.equal(a, b)
 
 
-# Prefetching
-
-
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_prefetch_is_map(depth: int) -> None:
-    for count in (0, 1, depth, depth + 1, 20):
-        assert list(prefetch(str, range(count), depth=depth)) == list(map(str, range(count)))
-
-
-def test_what_comes_next_is_made_while_the_caller_is_busy_but_no_more() -> None:
-    drawn: list[int] = []
-    made = [threading.Event() for _ in range(9)]
-
-    def items() -> Iterator[int]:
-        for i in range(9):
-            drawn.append(i)
-            yield i
-
-    results = prefetch(lambda i: made[i].set(), items(), depth=2)
-    threads = threading.active_count()
-    assert drawn == []
-    for i in range(9):
-        next(results)
-        assert drawn == list(range(min(i + 3, 9)))
-        assert all(event.wait(10) for event in made[: len(drawn)])
-        assert not any(event.is_set() for event in made[len(drawn) :])
-        assert threading.active_count() <= threads + 2
-    assert next(results, None) is None
-    assert threading.active_count() == threads
-
-
-def test_an_error_comes_where_its_result_would() -> None:
-    results = prefetch(lambda i: 6 // (3 - i), range(9), depth=2)
-    assert [next(results) for _ in range(3)] == [2, 3, 6]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
-    assert next(results, None) is None
-
-
-@pytest.mark.parametrize("end", ["let go", "raise"])
-def test_what_has_begun_is_finished_and_its_threads_end(end: str) -> None:
-    made: list[int] = []
-    go = threading.Event()
-
-    def make(i: int) -> None:
-        if i:
-            go.wait(10)
-        made.append(i)
-
-    def items() -> Iterator[int]:
-        yield from range(2)
-        go.set()
-        raise InputError("no more")
-
-    threads = threading.active_count()
-    results = prefetch(make, items(), depth=1)
-    next(results)
-    assert made == [0]
-    if end == "let go":
-        threading.Timer(0.1, go.set).start()
-        del results
-    else:
-        with pytest.raises(InputError, match="no more"):
-            next(results)
-    assert made == [0, 1]
-    assert threading.active_count() <= threads + (end == "let go")  # the timer may take its time to end
-
-
 # Predicting
 
 
 def test_predictions_are_what_validation_finds(dataset: KittiDataset, paths: list[Path], weights: Weights) -> None:
     variables = Variables(weights.params, weights.buffers)
     expected = validate(variables, dataset, config=weights.config, batch_size=2).detections
-    predictions = list(predict_images(paths, Detector(weights), batch_size=2, score_threshold=0.01))
+    predictions = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01))
     assert [one.path for one in predictions] == paths
     for one, detections in zip(predictions, expected, strict=True):
         assert len(one.detections.scores) > 10
@@ -172,7 +104,7 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, paths: lis
 def test_a_compiled_network_sees_batches_of_one_size(
     paths: list[Path], weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = list(predict_images(paths, Detector(weights), batch_size=2, score_threshold=0.01))
+    expected = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01))
     sizes, asked = [], []
 
     def uncompiled(variables: Variables, *, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
@@ -187,7 +119,7 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
     monkeypatch.setattr(tinydet.detector, "inference_fn", uncompiled)
     detector = Detector(weights, compile=True)
-    predictions = list(predict_images(paths, detector, batch_size=2, score_threshold=0.01))
+    predictions = list(detector.predict(paths, batch_size=2, score_threshold=0.01))
     assert (asked, sizes) == ([True], [2, 2, 2])
     assert [one.path for one in predictions] == [one.path for one in expected]
     # A convolution rounds by the size of the batch, which may change the order of the last image's detections.
@@ -198,35 +130,21 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
 
 def test_settings_reach_the_detector(paths: list[Path], weights: Weights) -> None:
-    (every,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, max_detections=50, method="hard")
+    (every,) = Detector(weights).predict(paths[:1], score_threshold=0.001, max_detections=50, method="hard")
     assert len(every.detections.scores) == 50
     threshold = every.detections.scores[9].item()
     settings: dict[str, Any] = {"score_threshold": threshold, "max_detections": 50, "method": "hard"}
-    (ten,) = predict_images(paths[:1], Detector(weights), **settings)
+    (ten,) = Detector(weights).predict(paths[:1], **settings)
     assert torch.equal(ten.scores, every.scores[:10])
     assert torch.equal(ten.labels, every.labels[:10])
     apart = (ten.boxes - every.boxes[:10]).abs().amax(1)  # fewer candidates vote
     assert apart.max() < 0.2 * WIDTH
-    (soft,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, max_detections=50)
+    (soft,) = Detector(weights).predict(paths[:1], score_threshold=0.001, max_detections=50)
     assert not torch.equal(soft.detections.boxes, every.detections.boxes)
-    (none,) = predict_images(paths[:1], Detector(weights), score_threshold=1.0)
+    (none,) = Detector(weights).predict(paths[:1], score_threshold=1.0)
     assert [len(field) for field in none.detections] == [0, 0, 0]
-    (cars,) = predict_images(paths[:1], Detector(weights), score_threshold=0.001, classes=["car"])
+    (cars,) = Detector(weights).predict(paths[:1], score_threshold=0.001, classes=["car"])
     assert set(cars.names) == {"Car"}
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"max_detections": -1}, "max_detections must be positive, got -1"),
-        ({"score_threshold": 30}, r"score_threshold must be in \[0, 1\], got 30"),
-        ({"method": "none"}, "method must be one of soft, hard; got 'none'"),
-    ],
-)
-def test_a_senseless_setting_is_named(weights: Weights, setting: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        predict_images([], Detector(weights), **setting)
 
 
 def test_one_batch_is_read_ahead(paths: list[Path], weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,8 +154,8 @@ def test_one_batch_is_read_ahead(paths: list[Path], weights: Weights, monkeypatc
         read.append(path)
         return read_image(path)
 
-    monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    predictions = predict_images(paths, Detector(weights), batch_size=2)
+    monkeypatch.setattr(tinydet.detector, "read_image", spy)
+    predictions = Detector(weights).predict(paths, batch_size=2)
     assert read == []
     for least, most in ((2, 4), (2, 4), (4, 5), (4, 5), (5, 5)):
         next(predictions)
@@ -260,8 +178,8 @@ def test_images_that_are_done_with_leave_memory(
     links = [tmp_path / f"{i}.png" for i in range(20)]
     for link in links:
         link.hardlink_to(paths[0])
-    monkeypatch.setattr(tinydet.predict, "read_image", spy)
-    save_predictions(predict_images(links, Detector(weights)), tmp_path / "out", classes=CLASSES)
+    monkeypatch.setattr(tinydet.detector, "read_image", spy)
+    save_predictions(Detector(weights).predict(links), tmp_path / "out", classes=CLASSES)
     assert len(counts) == 20
     assert max(counts) <= 6  # three that are read or in the network, and three that are drawn or about to be
 
@@ -274,7 +192,7 @@ def test_files_that_are_no_images_are_reported_and_left_out(
     cut.write_bytes(paths[0].read_bytes()[:3000])
     given = [paths[0], text, tmp_path / "gone.png", cut, paths[1]]
     errors: list[InputError] = []
-    made = list(predict_images(given, Detector(weights), batch_size=2, on_error=errors.append))
+    made = list(Detector(weights).predict(given, batch_size=2, on_error=errors.append))
     assert [one.path for one in made] == paths[:2]
     said = [str(error).removeprefix(f"{tmp_path}/").split(" (")[0] for error in errors]
     assert said == [f"{name}: not a readable image" for name in ("notes.png", "gone.png", "cut.png")]
@@ -291,7 +209,7 @@ def test_files_that_are_no_images_are_reported_and_left_out(
 def test_a_truncated_image_is_named_when_reached(paths: list[Path], weights: Weights, tmp_path: Path) -> None:
     cut = tmp_path / "cut.png"
     cut.write_bytes(paths[0].read_bytes()[:3000])
-    predictions = predict_images([paths[0], cut], Detector(weights))
+    predictions = Detector(weights).predict([paths[0], cut])
     assert next(predictions).path == paths[0]
     with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
         next(predictions)
@@ -340,22 +258,37 @@ def test_the_newest_weights_are_of_the_run_that_improved_last(tmp_path: Path) ->
 
 
 def test_coco_results_of_a_folder(tmp_path: Path) -> None:
-    made = [prediction("in/a.png", 2), prediction("in/b.jpg", 0), prediction("in/c.jpg", 1)]
+    made = [prediction("in/a.png", 2), prediction("in/b.jpg", 0), prediction("in/c.jpg", 9)]
     save_predictions(iter(made), tmp_path / "out", classes=CLASSES)
     assert json.loads((tmp_path / "out/coco.json").read_text()) == [*made[0].to_coco(1), *made[2].to_coco(3)]
-    named = {"category_ids": {"Car": 3, "Pedestrian": 1}}
-    ids = {"image_ids": {"a.png": 30, "b.jpg": 20, "c.jpg": 10}, **named}
-    save_predictions(iter(made), tmp_path / "out", classes=CLASSES, **ids)
-    expected = [*made[0].to_coco(30, **named), *made[2].to_coco(10, **named)]
-    assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
-    anyhow = {"category_ids": {"car": 3, "PEDESTRIAN": 1, "cat": 2}}
-    save_predictions(iter(made), tmp_path / "out", classes=CLASSES, **{**ids, **anyhow})
-    assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
-    with pytest.raises(InputError, match=r"in/b\.jpg: the annotations have no image 'b\.jpg'"):
-        save_predictions(iter(made), tmp_path / "out", classes=CLASSES, image_ids={"a.png": 1})
-    with pytest.raises(InputError, match="the annotations have no category 'Pedestrian'; they have Car, Van"):
-        save_predictions(iter(made), tmp_path / "new", classes=CLASSES, category_ids={"Car": 1, "Van": 2})
-    assert not (tmp_path / "new").exists()
+    images = {Path("in/a.png"): 30, Path("in/b.jpg"): 20, Path("in/c.jpg"): 10}
+    for categories in ({"Car": 3, "Pedestrian": 1}, {"Car": 7}):
+        save_predictions(iter(made), tmp_path / "out", classes=CLASSES, ids=CocoIds(images, categories))
+        expected = [row for one in made for row in one.to_coco(images[one.path], category_ids=categories)]
+        assert json.loads((tmp_path / "out/coco.json").read_text()) == expected
+        assert {row["category_id"] for row in expected} == set(categories.values())
+
+
+def annotations(path: Path, names: list[str], categories: list[str]) -> Path:
+    """Write annotations whose ids are 5, 7, ... of images and 3, 4, ... of categories."""
+    content = {
+        "images": [{"id": 5 + 2 * i, "file_name": name, "width": 9, "height": 9} for i, name in enumerate(names)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(categories, start=3)],
+        "annotations": [],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_ids_are_those_of_the_same_path_and_of_the_class_in_any_case(tmp_path: Path) -> None:
+    path = annotations(tmp_path / "gt.json", ["cam1/1.jpg", "cam2\\1.jpg", "2.jpg"], ["cat", "PEDESTRIAN"])
+    images = [tmp_path / "cam2/1.jpg", Path("x/2.jpg")]
+    ids = coco_ids(path, images, classes=CLASSES)
+    assert ids == CocoIds({images[0]: 7, images[1]: 9}, {"Pedestrian": 4})
+    with pytest.raises(InputError, match=r"gt\.json: there is no category Car; they are cat, PEDESTRIAN"):
+        coco_ids(path, images, classes=["Car"])
+    with pytest.raises(InputError, match=r"/3\.jpg: the annotations have no image '3\.jpg'"):
+        coco_ids(path, [Path("3.jpg")], classes=CLASSES)
 
 
 def test_saved_predictions_are_a_line_a_result_and_a_drawing_each(tmp_path: Path) -> None:
@@ -381,7 +314,7 @@ def test_what_comes_before_a_broken_image_is_saved_whole(paths: list[Path], weig
     cut = tmp_path / "cut.png"
     cut.write_bytes(paths[0].read_bytes()[:3000])
     with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
-        save_predictions(predict_images([*paths[:3], cut], Detector(weights)), tmp_path / "out", classes=CLASSES)
+        save_predictions(Detector(weights).predict([*paths[:3], cut]), tmp_path / "out", classes=CLASSES)
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
     for path in paths[:3]:
         assert (tmp_path / "out" / "kitti" / f"{path.stem}.txt").is_file()
@@ -408,6 +341,15 @@ def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Pat
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert files == {"predictions.jsonl", "coco.json", "kitti/c.txt", "kitti/mine.txt", "yolo/c.txt", "images/c.jpg"}
     assert kept.read_text() == "mine"
+
+
+def test_results_that_are_inputs_now_are_left_alone(tmp_path: Path) -> None:
+    save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
+    drawn = tmp_path / "images/a.jpg"
+    assert drawn in earlier_results(tmp_path, inputs=[tmp_path / "images/b.jpg", "camera:0"])
+    with pytest.raises(InputError, match=r"images/a\.jpg: the new results would replace it; choose another folder"):
+        earlier_results(tmp_path, inputs=[drawn])
+    assert drawn.is_file()
 
 
 @pytest.mark.parametrize("name", ["out", "out/kitti/a.txt"])
@@ -444,11 +386,11 @@ def test_predicting_loads_nothing_that_it_does_not_need(paths: list[Path], weigh
     code = f"""if True:
         import sys
         from tinydet.detector import load
-        from tinydet.predict import collect_images, predict_images, save_predictions
+        from tinydet.predict import collect_images, save_predictions
 
         detector = load({str(tmp_path / "best.pt")!r})
         images = collect_images([{str(paths[0])!r}])
-        save_predictions(predict_images(images, detector), {str(tmp_path / "out")!r}, classes=detector.classes)
+        save_predictions(detector.predict(images), {str(tmp_path / "out")!r}, classes=detector.classes)
         print([name for name in ("albumentations", "cv2", "click", "matplotlib", "scipy") if name in sys.modules])"""
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300)
     assert ran.stdout == "[]\n"

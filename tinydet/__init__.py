@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tinydet.data.voc import VocDataset as VocDataset
     from tinydet.data.yolo import YoloDataset as YoloDataset
     from tinydet.detector import Detector as Detector
-    from tinydet.detector import Prediction as Prediction
     from tinydet.detector import load as load
     from tinydet.errors import InputError as InputError
     from tinydet.evaluation import evaluate as evaluate
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from tinydet.model.postprocess import detect as detect
     from tinydet.model.postprocess import model_anchors as model_anchors
     from tinydet.model.postprocess import normalize as normalize
+    from tinydet.prediction import Prediction as Prediction
     from tinydet.training.loop import train as train
     from tinydet.training.optim import adamw as adamw
     from tinydet.training.optim import sgd as sgd
@@ -64,7 +64,7 @@ _MODULES = {
     "data.open": "open_dataset",
     "data.voc": "VocDataset",
     "data.yolo": "YoloDataset",
-    "detector": "Detector Prediction load",
+    "detector": "Detector load",
     "errors": "InputError",
     "evaluation": "evaluate validate",
     "labels": "BACKGROUND IGNORE",
@@ -76,6 +76,7 @@ _MODULES = {
     "model.heads": "BoxNet ClassNet",
     "model.layers": "SeparableConvBlock",
     "model.postprocess": "Detections detect model_anchors normalize",
+    "prediction": "Prediction",
     "training.loop": "train",
     "training.optim": "adamw sgd",
     "training.schedule": "cosine",

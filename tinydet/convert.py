@@ -16,10 +16,10 @@ from tinydet.data.dataset import DetectionDataset
 from tinydet.data.images import IMAGE_SUFFIXES, Box, read_image, read_size
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
-from tinydet.detector import UNKNOWN_3D, UNKNOWN_POSE
 from tinydet.errors import InputError
 from tinydet.files import PathLike
 from tinydet.labels import IGNORE
+from tinydet.prediction import UNKNOWN_3D, UNKNOWN_POSE
 
 IMAGE_FOLDERS = {"coco": "{split}", "yolo": "images/{split}", "kitti": "training/image_2", "voc": "JPEGImages"}
 SUFFIXES = {"yolo": IMAGE_SUFFIXES, "kitti": (".png", ".jpg", ".jpeg"), "voc": IMAGE_SUFFIXES}  # COCO has any

@@ -1,11 +1,11 @@
-"""Detector: images in any form to predictions in any form."""
+"""Detector: images in any form to predictions."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -14,107 +14,65 @@ from torch import Tensor
 
 from tinydet.data.images import image_to_rgb, letterbox, read_image, to_example
 from tinydet.data.loader import Batch, collate
-from tinydet.draw import draw
-from tinydet.errors import InputError
+from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
+from tinydet.model.config import ModelConfig
+from tinydet.model.efficientdet import Outputs
 from tinydet.model.fold import inference_fn
 from tinydet.model.functional import Variables
 from tinydet.model.postprocess import METHODS, Detections, detect, model_anchors, normalize
-from tinydet.ops.nms import weighted_boxes_fusion
+from tinydet.prediction import Prediction
+from tinydet.prefetch import prefetch
+from tinydet.views import View, fuse, plan_views, restore
 from tinydet.weights.formats import Weights
-from tinydet.weights.load import load_detector
-
-# Views of test-time augmentation: the scale of the network's input, and whether the image is mirrored; first the plain.
-VIEWS = ((1.0, False), (1.0, True), (1.25, False), (1.25, True))
-# The fields of a KITTI result that only a detector of 3D boxes knows, as the benchmark wants them left out.
-UNKNOWN_POSE, UNKNOWN_3D = "-1 -1 -10", "-1 -1 -1 -1000 -1000 -1000 -10"
+from tinydet.weights.load import load_detector, select_classes
 
 ImageLike = PathLike | Image.Image | np.ndarray | Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """An image and the objects detected in it, best first; as text, their numbers read back as the same float32."""
-
-    path: Path  # of the image file; a name where the image came without one
-    image: np.ndarray  # uint8[H W 3], RGB, upright
-    classes: tuple[str, ...]  # names by label
-    boxes: Tensor  # float32[D 4], xyxy, pixels of `image`, on the CPU
-    scores: Tensor  # float32[D], 0..1, falling
-    labels: Tensor  # int64[D], indices of `classes`
-
-    @property
-    def detections(self) -> Detections:
-        """Return boxes, scores and labels."""
-        return Detections(self.boxes, self.scores, self.labels)
-
-    @property
-    def names(self) -> list[str]:
-        """Return D class names."""
-        return [self.classes[label] for label in self.labels.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def draw(self) -> Image.Image:
-        """Draw the detections on the image."""
-        return draw(self.image, self.boxes, self.labels, self.scores, classes=self.classes)
-
-    def to_json(self) -> str:
-        """Format as one line of JSON; boxes are xyxy."""
-        (height, width), keys = self.image.shape[:2], ("class", "label", "score", "box")
-        detections = [dict(zip(keys, (self.classes[row[0]], *row), strict=True)) for row in self._rows()]
-        return json.dumps({"image": str(self.path), "width": width, "height": height, "detections": detections})
-
-    def to_coco(self, image_id: int, *, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-        """Format as COCO results; the id of a category, by class name, is its label + 1 where none are given."""
-        results = []
-        for label, score, (x1, y1, x2, y2) in self._rows():
-            category_id = label + 1 if category_ids is None else category_ids[self.classes[label]]
-            bbox = [x1, y1, float(np.float32(x2 - x1)), float(np.float32(y2 - y1))]
-            results.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
-        return results
-
-    def to_kitti(self) -> str:
-        """Format as a KITTI result file, unrounded; blanks in class names become underscores, as in Person_sitting."""
-        names = ["_".join(name.split()) for name in self.classes]
-        rows = ((names[label], " ".join(map(str, box)), score) for label, score, box in self._rows())
-        return "".join(f"{name} {UNKNOWN_POSE} {box} {UNKNOWN_3D} {score}\n" for name, box, score in rows)
-
-    def to_yolo(self) -> str:
-        """Format as a YOLO result file: label, centre, width and height as shares of the image's, and score."""
-        (height, width), text = self.image.shape[:2], ""
-        for label, score, (x1, y1, x2, y2) in self._rows():
-            sides = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-            text += f"{label} {' '.join(f'{side:.9g}' for side in sides)} {score}\n"
-        return text
-
-    def _rows(self) -> Iterator[tuple[int, float, list[float]]]:
-        """Iterate over label, score and box of each detection."""
-        boxes, scores, labels = (field.numpy() for field in self.detections)
-        for box, score, label in zip(boxes, scores, labels, strict=True):
-            yield int(label), float(str(score)), [float(str(side)) for side in box]
+CALL_BATCH = 8  # images in a batch of a call
 
 
 def load(
-    source: PathLike, *, model: str | None = None, device: torch.device | str = "cpu", compile: bool = False
+    source: PathLike | Sequence[PathLike],
+    *,
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
 ) -> "Detector":
     """Load a detector from a file of weights, or the published ones of `model` ("coco"); compiling takes a minute.
 
+    Several files make one detector, which fuses what each of them detects.
+
     Raises:
-        InputError: there is no such file, or it holds no whole detector.
+        InputError: there is no such file, or it holds no whole detector, or their classes differ.
     """
-    return Detector(load_detector(source, model=model, device=device), compile=compile)
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    return Detector([load_detector(one, model=model, device=device) for one in sources], compile=compile)
+
+
+class _Network(NamedTuple):
+    """A network prepared for inference."""
+
+    config: ModelConfig
+    infer: Callable[[Tensor], Outputs]  # of normalised images
 
 
 class Detector:
-    """Weights prepared for inference, on the device that they are on; `classes` are their names by label."""
+    """Weights prepared for inference, on the device that they are on; `classes` are their names by label.
 
-    def __init__(self, weights: Weights, *, compile: bool = False) -> None:
-        self.config, self.source, self.classes = weights.config, weights.source, weights.config.classes
+    Several weights, of the same classes in any order and of any models and input sizes, detect together. The classes,
+    the config and the size of automatic tiles are those of the first.
+    """
+
+    def __init__(self, weights: Weights | Sequence[Weights], *, compile: bool = False) -> None:
+        given = [weights] if isinstance(weights, Weights) else _same_classes(weights)
+        self.config, self.classes = given[0].config, given[0].config.classes
+        self.source = " and ".join(one.source for one in given)
         self.compiled = compile  # anew for every batch size
-        self._device = next(iter(weights.params.values())).device
-        self._infer = inference_fn(Variables(weights.params, weights.buffers), config=self.config, compile=compile)
+        self._device = next(iter(given[0].params.values())).device
+        self._networks = [
+            _Network(one.config, inference_fn(Variables(one.params, one.buffers), config=one.config, compile=compile))
+            for one in given
+        ]
 
     @overload
     def __call__(self, images: PathLike | Image.Image, **settings: Any) -> Prediction: ...
@@ -122,85 +80,145 @@ class Detector:
     def __call__(self, images: list[Any] | tuple[Any, ...], **settings: Any) -> list[Prediction]: ...
     @overload
     def __call__(self, images: np.ndarray | Tensor, **settings: Any) -> Any: ...
-    def __call__(
-        self, images: ImageLike | Sequence[ImageLike], *, tta: bool = False, **settings: Any
-    ) -> Prediction | list[Prediction]:
-        """Detect the objects in an image, or in each of several.
-
-        Args:
-            images: a path, a PIL image, an array uint8[H W 3] or a tensor uint8[3 H W], RGB; or a list or a batch.
-            tta: test-time augmentation: detect in mirrored and larger views too, and fuse the boxes of all.
-            settings: score_threshold, max_detections, method ("soft" or "hard" NMS) and classes of `detect`.
-
-        Raises:
-            InputError: a file cannot be read, an array has another shape or type, or a setting makes no sense.
-        """
+    def __call__(self, images: ImageLike | Sequence[ImageLike], **settings: Any) -> Prediction | list[Prediction]:
+        """Detect the objects in an image, or in each of a list or a batch; the settings and errors of `predict`."""
         several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-        given: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
-        names = [image if isinstance(image, (str, os.PathLike)) else f"image-{i}" for i, image in enumerate(given, 1)]
-        arrays = [*map(as_image, given)]
-        found = self.detect(self.prepare(arrays, tta=tta), **settings)
-        rows = zip(map(Path, names), arrays, found, strict=True)
-        predictions = [Prediction(path, array, self.classes, *one) for path, array, one in rows]
+        given: Any = images if several else [images]
+        settings = {"batch_size": max(1, min(len(given), CALL_BATCH)), **settings}
+        predictions = [*self.predict(given, **settings)]
         return predictions if several else predictions[0]
 
-    def prepare(self, images: Sequence[np.ndarray], *, tta: bool = False) -> list[Batch]:
-        """Letterbox images, uint8[H W 3] of any sizes, to the network's input, a batch a view."""
-        (height, width), pad_value, batches = self.config.image_size, self.config.pad_value, []
-        for scale, mirrored in (VIEWS if tta else VIEWS[:1]) if images else ():
-            size = round(scale * height), round(scale * width)
-            examples = [to_example((image[:, ::-1] if mirrored else image, [], []), "") for image in images]
-            batches.append(collate([letterbox(example, size, pad_value=pad_value) for example in examples]))
-        return batches
-
-    @torch.inference_mode()
-    def detect(
+    def predict(
         self,
-        views: Sequence[Batch],
+        images: Iterable[ImageLike],
         *,
+        batch_size: int = 1,
         score_threshold: float = 0.3,
         max_detections: int = 100,
         method: str = "soft",
-        classes: str | Sequence[str] | None = None,
-    ) -> list[Detections]:
-        """Detect the objects of these classes in the views of `prepare`, in each image's own pixels, on the CPU."""
+        classes: str | int | Sequence[str | int] | None = None,
+        tta: bool = False,
+        tiles: tuple[int, int] | str | None = None,
+        overlap: float = 0.2,
+        on_error: OnError = raise_error,
+    ) -> Iterator[Prediction]:
+        """Detect the objects in images in their order, lazily, while the next batch is read.
+
+        Args:
+            images: paths, PIL images, arrays uint8[H W 3] or tensors uint8[3 H W], RGB; any iterable, such as a batch.
+            batch_size: images that are read, and images or views of them that a network is given, at once.
+            method: "soft" or "hard" NMS.
+            classes: names, in any case, or labels of the classes to detect; all where None.
+            tta: test-time augmentation: detect in mirrored and larger views too, and fuse the boxes of all.
+            tiles: (height, width) in pixels of tiles in which to detect too, for small objects in large images; "auto"
+                for the network's input size. An image that is no larger has none.
+            overlap: of neighbouring tiles, as a share of their sides.
+            on_error: takes the error of an image that cannot be read, which is then left out.
+
+        Raises:
+            InputError: a setting makes no sense: at once; or, in its turn, an image cannot be read, or is an array of
+                another shape or type.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be positive, got {batch_size}")
         if max_detections < 1:
             raise InputError(f"max_detections must be positive, got {max_detections}")
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold must be in [0, 1], got {score_threshold}")
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        labels, found = self._labels(classes), []
-        limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}
-        for view, (_, mirrored) in zip(views, VIEWS, strict=False):
-            batch = view.to(self._device)
-            outputs = self._infer(normalize(batch.images, mean=self.config.mean, std=self.config.std))
-            if labels is not None:
-                outputs = outputs._replace(logits=outputs.logits[..., labels])
-            anchors = model_anchors(self.config, (batch.images.shape[2], batch.images.shape[3]), device=self._device)
-            every = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, method=method, **limits)
-            every = [one.cpu() for one in every]
-            found.append([*map(_mirror, every, view.sizes[:, 1].tolist())] if mirrored else every)
-        fused = [_fuse(each, **limits) for each in zip(*found, strict=True)]
-        return fused if labels is None else [one._replace(labels=labels[one.labels]) for one in fused]
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap must be in [0, 1), got {overlap}")
+        tile: Any = self.config.image_size if isinstance(tiles, str) and tiles == "auto" else tiles
+        sides = tile if isinstance(tile, (tuple, list)) and len(tile) == 2 else (0, 0)
+        if tile is not None and not all(isinstance(side, int) and side > 0 for side in sides):
+            raise InputError(f'tiles must be (height, width) in pixels or "auto", got {tiles!r}')
+        labels = None if classes is None else torch.tensor(self.labels(classes))
+        limits: Any = {"score_threshold": score_threshold, "max_detections": max_detections}
+        plan = {"networks": len(self._networks), "tta": tta, "tile": tile, "overlap": overlap, "batch_size": batch_size}
+        one = isinstance(images, (str, os.PathLike, Image.Image))
+        numbered: Iterator[tuple[int, Any]] = enumerate([images] if one else images, start=1)
 
-    def _labels(self, classes: str | Sequence[str] | None) -> Tensor | None:
-        """Look up the labels of class names, rising; None for all."""
-        if classes is None:
-            return None
-        labels = {name.lower(): label for label, name in enumerate(self.classes)}
-        names = [classes] if isinstance(classes, str) else classes
-        if unknown := [name for name in names if name.lower() not in labels]:
-            raise InputError(f"{self.source} finds no {', '.join(unknown)}; it finds {', '.join(self.classes)}")
-        return torch.tensor(sorted({labels[name.lower()] for name in names}))
+        def detect_groups() -> Iterator[Prediction]:
+            groups = iter(lambda: [*islice(numbered, batch_size)], [])
+            for files, batches, errors in prefetch(partial(self._read, plan=plan), groups, depth=1):
+                found: list[list[tuple[View, Detections]]] = [[] for _ in files]
+                for views, batch in batches:
+                    for view, one in self._detect(views, batch, labels, method=method, **limits):
+                        found[view.image].append((view, one))
+                for (path, image), each in zip(files, found, strict=True):
+                    yield Prediction(path, image, self.classes, *fuse(each, **limits))
+                for error in errors:
+                    on_error(error)
+
+        return detect_groups()
+
+    def labels(self, classes: str | int | Sequence[str | int]) -> list[int]:
+        """Look up the labels of classes, by name in any case or by label, rising; raise InputError for others."""
+        known = {name.lower(): label for label, name in enumerate(self.classes)}
+        given = [classes] if isinstance(classes, (str, int)) else classes
+        labels = [known.get(one.lower()) if isinstance(one, str) else one for one in given]
+        unknown = [str(one) for one, label in zip(given, labels, strict=True) if label not in known.values()]
+        if unknown or not labels:
+            there = f"{', '.join(self.classes)} (labels 0 to {len(self.classes) - 1})"
+            raise InputError(
+                f"{self.source} finds no {', '.join(unknown) or 'class of an empty list'}; it finds {there}"
+            )
+        return sorted({int(label) for label in labels if label is not None})
+
+    def _read(
+        self, group: Sequence[tuple[int, ImageLike]], *, plan: dict[str, Any]
+    ) -> tuple[list[tuple[Path, np.ndarray]], Iterator[tuple[list[View], Batch]], list[InputError]]:
+        """Read numbered images, and letterbox their views: the first batch at once, each of the others ahead."""
+        errors, files = list[InputError](), list[tuple[Path, np.ndarray]]()
+        for number, image in group:
+            path = Path(image) if isinstance(image, (str, os.PathLike)) else Path(f"image-{number}")
+            if (array := try_call(errors.append, as_image, image, name=path.name)) is not None:
+                files.append((path, array))
+        images = [image for _, image in files]
+        views = plan_views([image.shape[:2] for image in images], **plan)
+        batches = prefetch(partial(self._letterbox, images, fill=plan["batch_size"]), views, depth=1)
+        return files, chain([*islice(batches, 1)], batches), errors
+
+    def _letterbox(self, images: Sequence[np.ndarray], views: list[View], *, fill: int) -> tuple[list[View], Batch]:
+        """Letterbox views of one network and scale to a batch, which is filled up if the network is compiled."""
+        config = self._networks[views[0].network].config
+        size = round(views[0].scale * config.image_size[0]), round(views[0].scale * config.image_size[1])
+        examples = []
+        for view in views:
+            x1, y1, x2, y2 = view.crop
+            crop = images[view.image][y1:y2, x1:x2]
+            example = to_example((crop[:, ::-1] if view.mirrored else crop, [], []), "")
+            examples.append(letterbox(example, size, pad_value=config.pad_value))
+        if self.compiled:
+            examples += examples[-1:] * (fill - len(examples))
+        return views, collate(examples)
+
+    @torch.inference_mode()
+    def _detect(
+        self, views: list[View], batch: Batch, labels: Tensor | None, **settings: Any
+    ) -> list[tuple[View, Detections]]:
+        """Detect objects of these labels in a batch of views, in the pixels of each view's image, on the CPU."""
+        (config, infer), batch = self._networks[views[0].network], batch.to(self._device)
+        outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
+        if labels is not None:
+            outputs = outputs._replace(logits=outputs.logits[..., labels])
+        anchors = model_anchors(config, (batch.images.shape[2], batch.images.shape[3]), device=self._device)
+        found = [one.cpu() for one in detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)]
+        if labels is not None:
+            found = [one._replace(labels=labels[one.labels]) for one in found]
+        return [(view, restore(one, view)) for view, one in zip(views, found, strict=False)]
 
 
-def as_image(image: ImageLike) -> np.ndarray:
-    """Convert an image in any form that `Detector` takes to uint8[H W 3], RGB, upright."""
+def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:
+    """Convert an image in any form that `Detector` takes to uint8[H W 3], RGB, upright; errors name it."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return image_to_rgb(image)
+        try:
+            image = image_to_rgb(image)
+        except Exception as error:  # its pixels are read only now
+            raise InputError(f"{name}: not a readable image ({error})") from error
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         image = image.cpu().permute(1, 2, 0).contiguous().numpy()
     shape = tuple(getattr(image, "shape", ()))
@@ -208,21 +226,19 @@ def as_image(image: ImageLike) -> np.ndarray:
         return image
     got = f"{image.dtype} of shape {shape}" if isinstance(image, (np.ndarray, Tensor)) else type(image).__name__
     forms = "a path, a PIL image, an array uint8[H W 3] or a tensor uint8[3 H W], RGB"
-    raise InputError(f"an image must be {forms}; got {got}")
+    raise InputError(f"{name} must be {forms}; got {got}")
 
 
-def _mirror(found: Detections, width: int) -> Detections:
-    """Mirror the boxes of an image of a width."""
-    x1, y1, x2, y2 = found.boxes.unbind(1)
-    return found._replace(boxes=torch.stack([width - x2, y1, width - x1, y2], dim=1))
-
-
-def _fuse(views: Sequence[Detections], *, score_threshold: float, max_detections: int) -> Detections:
-    """Fuse the detections in the views of one image."""
-    if len(views) == 1:
-        return views[0]
-    boxes, scores, labels = (torch.cat(fields) for fields in zip(*views, strict=True))
-    sources = torch.repeat_interleave(torch.arange(len(views)), torch.tensor([len(view.scores) for view in views]))
-    fused = weighted_boxes_fusion(boxes, scores, labels, sources, count=len(views))
-    keep = fused[1] >= score_threshold
-    return Detections(*(field[keep][:max_detections] for field in fused))
+def _same_classes(weights: Sequence[Weights]) -> list[Weights]:
+    """Put the classes of each of several weights into the order of the first; raise InputError where they differ."""
+    if not weights:
+        raise InputError("a detector needs weights; there are none")
+    first = weights[0]
+    for one in weights[1:]:
+        for a, b in ((first, one), (one, first)):
+            there = [name.lower() for name in b.config.classes]
+            if missing := [name for name in a.config.classes if name.lower() not in there]:
+                raise InputError(
+                    f"{b.source} finds no {', '.join(missing)}, as {a.source} does; classes must be the same"
+                )
+    return [select_classes(one, first.config.classes) for one in weights]

@@ -190,22 +190,25 @@ def _kitti_frames(dataset: KittiDataset, found: Sequence[Detections]) -> tuple[l
 
 def evaluate_detector(
     data: PathLike,
-    weights: Weights,
+    weights: Sequence[Weights],
     *,
     split: str,
     batch_size: int,
     classes: Sequence[str] | None = None,
     class_map: Mapping[str, str] | None = None,
-    tta: bool = False,
+    **views: Any,
 ) -> tuple[DetectionDataset, list[Detections]]:
-    """Detect the objects of a split: by default of the weights' classes, or of the data's if those are COCO's."""
-    if classes is None and weights.config.classes != COCO_CLASSES:
-        classes = weights.config.classes
+    """Detect the objects of a split: by default of the weights' classes, or of the data's if those are COCO's.
+
+    Several weights detect as one `Detector`; `views` are tta, tiles and overlap of its `predict`.
+    """
+    if classes is None and weights[0].config.classes != COCO_CLASSES:
+        classes = weights[0].config.classes
     dataset = open_dataset(data, split, classes=classes)
-    weights = select_classes(weights, dataset.classes, class_map=class_map)
-    if tta:  # one image at a time
-        detector = Detector(weights)
-        views = (detector.prepare([dataset[i].image], tta=True) for i in range(len(dataset)))
-        return dataset, [detector.detect(each, score_threshold=0.01)[0] for each in views]
-    variables = weights.params, weights.buffers
-    return dataset, validate(variables, dataset, config=weights.config, batch_size=batch_size, workers=1).detections
+    weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
+    if len(weights) > 1 or views.get("tta") or views.get("tiles"):
+        images = (dataset[i].image for i in range(len(dataset)))
+        found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)
+        return dataset, [one.detections for one in found]
+    (params, buffers), config = weights[0][1:3], weights[0].config
+    return dataset, validate((params, buffers), dataset, config=config, batch_size=batch_size, workers=1).detections

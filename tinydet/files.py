@@ -5,7 +5,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -55,6 +55,42 @@ def files_by_stem(folder: PathLike, suffixes: Collection[str]) -> dict[str, Path
         if (first := paths.setdefault(path.stem, path)) != path:
             raise InputError(f"{folder}: {path.stem!r} is there twice, {first.name} and {path.name}")
     return paths
+
+
+def match_paths(paths: Sequence[PathLike], names: Sequence[str]) -> list[int]:
+    """Find the name of each path: the one that agrees with it in the most parts, counted from the file name.
+
+    Backslashes are slashes.
+
+    >>> match_paths(["data/cam2/0001.jpg"], ["cam1/0001.jpg", "cam2/0001.jpg"])
+    [1]
+
+    Returns:
+        The row of each path's name in `names`.
+
+    Raises:
+        InputError: a path has no such name, or several that agree equally well, or that of another path.
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, name in enumerate(names):
+        for end in _endings(name):
+            rows.setdefault(end, []).append(row)
+    matched: dict[int, PathLike] = {}
+    for path in paths:
+        found = next((rows[end] for end in _endings(path) if end in rows), [])
+        if not found:
+            raise InputError(f"{path}: the annotations have no image {Path(path).name!r}")
+        if len(found) > 1:
+            raise InputError(f"{path}: may be {names[found[0]]} or {names[found[1]]} of the annotations")
+        if (other := matched.setdefault(found[0], path)) is not path:
+            raise InputError(f"{path}: the annotations have one image, {names[found[0]]}, for it and for {other}")
+    return [*matched]
+
+
+def _endings(path: PathLike) -> list[tuple[str, ...]]:
+    """List the last parts of a path, first all of them, last the file name alone."""
+    parts = tuple(os.fspath(path).replace("\\", "/").split("/"))
+    return [parts[i:] for i in range(len(parts))]
 
 
 def read_text(path: PathLike) -> str:

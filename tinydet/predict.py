@@ -2,24 +2,19 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple
 
-import numpy as np
-
+from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
-from tinydet.data.loader import Batch
-from tinydet.detector import Detector, Prediction
 from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import PathLike, atomic_write
+from tinydet.files import PathLike, atomic_write, list_files, match_paths
+from tinydet.prediction import Prediction
+from tinydet.prefetch import prefetch
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
@@ -27,10 +22,8 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
     images: list[Path] = []
     for path in map(Path, paths):
         found = [] if path.exists() else [*map(Path, sorted(glob(str(path), recursive=True)))]
-        if path.is_dir():
-            found = sorted(x for x in path.iterdir() if x.suffix.lower() in IMAGE_SUFFIXES and x.is_file())
-            if not found:
-                raise InputError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        if path.is_dir() and not (found := list_files(path, IMAGE_SUFFIXES)):
+            raise InputError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
         images += found or [path]
     stems: dict[str, Path] = {}
     for image in images:
@@ -59,73 +52,41 @@ def newest_weights(runs: PathLike = "runs") -> Path | None:
     return max(Path(runs).glob("*/best.pt"), key=lambda path: (path.stat().st_mtime_ns, path), default=None)
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int) -> Iterator[Result]:
-    """Map a function over items lazily, in threads that work `depth` results ahead and finish what they began."""
-    with ThreadPoolExecutor(depth) as pool:
-        pending: deque[Future[Result]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+class CocoIds(NamedTuple):
+    """Ids of annotations."""
+
+    images: Mapping[Path, Id]  # by path
+    categories: Mapping[str, Id]  # by the detector's name of the class, of those that the annotations have
 
 
-def predict_images(
-    paths: Sequence[PathLike],
-    detector: Detector,
-    *,
-    batch_size: int = 1,
-    tta: bool = False,
-    on_error: OnError = raise_error,
-    **settings: Any,
-) -> Iterator[Prediction]:
-    """Detect the objects in image files in their order, lazily, while the next batch is read."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be positive, got {batch_size}")
-    detector.detect([], **settings)  # which checks them at once
+def coco_ids(annotations: PathLike, images: Sequence[Path], *, classes: Sequence[str]) -> CocoIds:
+    """Look up the ids of images, by `match_paths`, and of classes, by name in any case.
 
-    def read(batch: Sequence[Path]) -> tuple[list[tuple[Path, np.ndarray]], list[Batch], list[InputError]]:
-        errors: list[InputError] = []
-        files = [(path, image) for path in batch if (image := try_call(errors.append, read_image, path)) is not None]
-        images = [image for _, image in files]
-        if detector.compiled:  # for batches of one size: the last is filled up
-            images += images[-1:] * (batch_size - len(images))
-        return files, detector.prepare(images, tta=tta), errors
-
-    def detect_batches() -> Iterator[Prediction]:
-        batches = ([*map(Path, paths[i : i + batch_size])] for i in range(0, len(paths), batch_size))
-        for files, views, errors in prefetch(read, batches, depth=1):
-            for (path, image), detections in zip(files, detector.detect(views, **settings), strict=False):
-                yield Prediction(path, image, detector.classes, *detections)
-            for error in errors:
-                on_error(error)
-
-    return detect_batches()
+    Raises:
+        InputError: the annotations cannot be read, or have not just one entry for an image, or none of the classes.
+    """
+    file = read_coco(annotations)
+    rows = match_paths([path.absolute() for path in images], file.file_names.tolist())
+    known = {name.lower(): id_ for id_, name in file.categories.items()}
+    categories = {name: known[name.lower()] for name in classes if name.lower() in known}
+    if not categories:
+        there = ", ".join(file.categories.values())
+        raise InputError(f"{annotations}: there is no category {', '.join(classes)}; they are {there}")
+    return CocoIds(dict(zip(images, file.image_ids[rows].tolist(), strict=True)), categories)
 
 
 def save_predictions(
-    predictions: Iterable[Prediction],
-    out: PathLike,
-    *,
-    classes: Sequence[str],
-    image_ids: Mapping[str, int] | None = None,
-    category_ids: Mapping[str, int] | None = None,
+    predictions: Iterable[Prediction], out: PathLike, *, classes: Sequence[str], ids: CocoIds | None = None
 ) -> dict[str, int]:
     """Write each prediction as it comes, while the next is computed, and count the objects of each class.
 
     An image NAME.png leaves a line in predictions.jsonl and kitti/NAME.txt, yolo/NAME.txt and images/NAME.jpg, all of
-    them coco.json, with the ids of images by file name and of categories by class name.
+    them coco.json, with the ids of annotations where given; detections of other classes than theirs are not in it.
     """
     out = Path(out)
-    if category_ids is not None:
-        known = {name.lower(): id_ for name, id_ in category_ids.items()}
-        if missing := [name for name in classes if name.lower() not in known]:
-            raise InputError(f"the annotations have no category {missing[0]!r}; they have {', '.join(category_ids)}")
-        category_ids = {name: known[name.lower()] for name in classes}
-    _remove_earlier(out)
+    clear_folder(out)
     for folder in FOLDERS:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder).mkdir(exist_ok=True)
     counts, coco, names = Counter(dict.fromkeys(classes, 0)), list[dict[str, Any]](), set[str]()
     with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines:
 
@@ -133,8 +94,6 @@ def save_predictions(
             path, name = prediction.path, prediction.path.stem
             if name in names:
                 raise InputError(f"{path}: its results would overwrite those of another {name!r}")
-            if image_ids is not None and path.name not in image_ids:
-                raise InputError(f"{path}: the annotations have no image {path.name!r}")
             names.add(name)
             print(prediction.to_json(), file=lines, flush=True)  # first: by it the next prediction knows what to remove
             (out / "kitti" / f"{name}.txt").write_text(prediction.to_kitti(), encoding="utf-8")
@@ -142,7 +101,7 @@ def save_predictions(
             # Without chroma subsampling thin lines keep their colour.
             prediction.draw().save(out / "images" / f"{name}.jpg", quality=92, subsampling=0)
             counts.update(prediction.names)
-            image_id = image_ids[path.name] if image_ids else len(names)
+            image_id, category_ids = (ids.images[path], ids.categories) if ids else (len(names), None)
             coco.extend(prediction.to_coco(image_id, category_ids=category_ids))
 
         deque(prefetch(write, predictions, depth=1), maxlen=0)  # run through it
@@ -151,17 +110,39 @@ def save_predictions(
     return dict(counts)
 
 
-def _remove_earlier(out: Path) -> None:
-    """Remove an earlier prediction's files from a folder, or raise if it holds anything else."""
+def clear_folder(out: PathLike) -> None:
+    """Make a folder for results, without those of an earlier prediction."""
+    for file in earlier_results(out):
+        file.unlink(missing_ok=True)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}") from error
+
+
+def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = ()) -> list[Path]:
+    """List an earlier prediction's files in a folder; raise if it holds anything else, or if they are inputs now."""
+    out = Path(out)
     lines = out / "predictions.jsonl"
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+        return []
     if not lines.is_file():
         raise InputError(f"{out}: neither empty nor an earlier prediction; choose another folder")
+    found = dict.fromkeys([out / "coco.json"])
     try:
-        names = [Path(json.loads(line)["image"]).stem for line in lines.read_text(encoding="utf-8").splitlines()]
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            name = Path(row["image"]).stem
+            files = (out / folder / f"{name}{suffix}" for folder, suffix in FOLDERS.items())
+            found |= dict.fromkeys([drawn_video(out, row["image"])] if "frame" in row else files)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{lines}: not written by a prediction ({error}); choose another folder") from error
-    files = [out / folder / f"{name}{suffix}" for folder, suffix in FOLDERS.items() for name in names]
-    for file in [out / "coco.json", *files]:
-        file.unlink(missing_ok=True)
+    replaced = {file.resolve() for file in found}
+    if lost := [path for path in inputs if Path(path).resolve() in replaced]:
+        raise InputError(f"{lost[0]}: the new results would replace it; choose another folder than {out}")
+    return [*found]
+
+
+def drawn_video(out: PathLike, source: str) -> Path:
+    """Return the path of the drawn video of a file, NAME.mp4, or a camera, camera-0.mp4, in a folder of results."""
+    return Path(out) / f"{Path(source.replace(':', '-')).stem}.mp4"

@@ -24,7 +24,7 @@ from tinydet.model.fold import inference_fn
 from tinydet.model.postprocess import detect, model_anchors
 from tinydet.ops.kernels import assign_batch, focal_loss_sum
 from tinydet.ops.losses import detection_loss
-from tinydet.predict import predict_images, save_predictions
+from tinydet.predict import save_predictions
 from tinydet.training.state import init
 from tinydet.training.step import train_step
 from tinydet.weights.formats import Weights
@@ -138,7 +138,7 @@ def predict_folder(*, folder: str, out: str, images: int, model: str = "d0") -> 
     paths = sorted(Path(folder).glob("training/image_2/*"))[:images]
 
     def call() -> object:
-        found = predict_images(paths, detector, score_threshold=0.0, max_detections=10)
+        found = detector.predict(paths, score_threshold=0.0, max_detections=10)
         return save_predictions(found, out, classes=config.classes)
 
     return call

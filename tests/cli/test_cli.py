@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from tests.data.test_coco import annotation, content, write_coco
 from tests.data.test_yolo import YAML, write_yolo
 from tests.kitti_folders import label_line, write_kitti
+from tests.test_video import FRAMES, write_clip
 from tinydet.cli import main
 from tinydet.convert import convert_data
 from tinydet.data.kitti import KittiDataset
@@ -269,12 +271,73 @@ def test_predictions_of_a_coco_file_are_scored_by_it(
     assert shown.startswith("COCO AP %")
 
 
+def test_predictions_have_the_ids_of_their_own_image(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = home / "kitti/training/image_2/000000.png"
+    images = [{"id": i, "file_name": f"cam{i}\\1.png", "width": 200, "height": 60} for i in (1, 2)]
+    truth = {"images": images, "annotations": [], "categories": [{"id": 5, "name": "pedestrian"}]}
+    Path("gt.json").write_text(json.dumps(truth))
+    for path in (Path("cam2/1.png"), Path("cam3/1.png")):
+        path.parent.mkdir()
+        path.write_bytes(image.read_bytes())
+    options: list[str | Path] = [
+        "--weights",
+        home / "runs/lite0-1/best.pt",
+        "--score",
+        "0",
+        "--coco",
+        "gt.json",
+        "--out",
+        "out",
+    ]
+    result = run("predict", "cam2/1.png", *options)
+    assert result.stderr == "note: gt.json has no category Car; coco.json leaves them out\n"
+    rows = json.loads(Path("out/coco.json").read_text())
+    assert {(row["image_id"], row["category_id"]) for row in rows} == {(2, 5)}
+    shutil.rmtree("out")
+    assert "1.png: may be cam1" in refusal("predict", "cam3/1.png", *options)
+    assert "no category Car; they are pedestrian" in refusal("predict", "cam2", *options, "--classes", "car")
+    assert not Path("out").exists()
+
+
+def test_tiles_and_several_weights_are_for_both_commands(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pt").symlink_to(home / "runs/lite0-1/best.pt")
+    (tmp_path / "b.pt").symlink_to(home / "runs/lite0-1/best.pt")
+    views = ["--weights", "a.pt,b.pt", "--tiles", "40x120", "--overlap", "0.1"]
+    images = home / "kitti/training/image_2"
+    result = run("predict", images, *views, "--score", "0.01", "--classes", "car", "--out", "out")
+    assert re.search(r"[1-9]\d* Car with a.pt \(tinydet lite0\) and b.pt", result.stdout)
+    assert len(Path("out/predictions.jsonl").read_text().splitlines()) == 5
+    result = run("evaluate", home / "kitti", *views, "--report", "report.html")
+    assert result.exit_code == 0, result.output
+    assert "a.pt (tinydet lite0) and b.pt (tinydet lite0)" in Path("report.html").read_text()
+    assert "c.pt: no such file" in refusal("predict", images, "--weights", "a.pt,c.pt")
+
+
+def test_predict_draws_a_video(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights: list[str | Path] = ["--weights", home / "runs/lite0-1/best.pt"]
+    result = run("predict", write_clip(Path("clip.mp4")), *weights, "--classes", "car", "--score", "0.01")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1] == "video in predictions/clip.mp4, boxes in predictions/predictions.jsonl"
+    assert len(Path("predictions/predictions.jsonl").read_text().splitlines()) == FRAMES
+    for others in (["clip.mp4", "camera:0"], ["clip.mp4", "--coco", "gt.json"]):
+        assert "a video or a camera is predicted by itself, and without --coco" in refusal("predict", *others, *weights)
+    assert "would replace it" in refusal("predict", "predictions/clip.mp4", *weights)
+    assert "earlier prediction" in refusal("predict", "clip.mp4", *weights, "--out", ".")
+
+
 def test_evaluate_writes_a_report(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    result = run("evaluate", "kitti", "--report", tmp_path / "out.html")
+    result = run("evaluate", "kitti", "--report", tmp_path / "new/out.html")
     assert result.exit_code == 0
     assert "COCO AP %" in result.stdout
-    assert "<h2>Precision-recall curves</h2>" in (tmp_path / "out.html").read_text()
+    assert "<h2>Precision-recall curves</h2>" in (tmp_path / "new/out.html").read_text()
     assert "--report" in refusal("evaluate", "kitti", "--predictions", tmp_path, "--report", tmp_path / "a.html")
 
 

@@ -193,8 +193,11 @@ device_option = option("--device", default="auto", help="auto (a GPU where there
 weights_option = option(
     "--weights",
     default="auto",
-    help="Checkpoint of tinydet, effdet or zylo117, or coco; auto is the newest run's best.pt, else coco.",
+    help="Checkpoint of tinydet, effdet or zylo117, or coco; auto is the newest run's best.pt, else coco. Several, "
+    "A,B, detect together.",
 )
+score_option = option("--score", "score_threshold", default=0.3, help="Leave out detections that score lower.")
+max_detections_option = option("--max-detections", default=100, help="Largest number of boxes an image.")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
