@@ -111,7 +111,7 @@ def strip(weights: Path, format: str, out: Path | None) -> None:
     if safe != (out.suffix == SAFETENSORS):
         raise InputError(f"{out}: --format {format} writes {'only ' if safe else 'no '}files named *{SAFETENSORS}")
     if safe and not find_spec("safetensors"):
-        raise InputError("--format safetensors needs the safetensors package: pip install safetensors")
+        raise InputError("--format safetensors needs safetensors: pip install 'tinydet[safetensors]'")
     card = out.with_name("README.md") if safe else None
     for file in filter(None, (out, card)):
         if file.exists():

@@ -124,7 +124,7 @@ def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
             return _read_safetensors(path, device=device)
         return torch.load(path, map_location=device, weights_only=True)
     except ModuleNotFoundError:
-        raise InputError(f"{path}: reading it needs the safetensors package; pip install safetensors") from None
+        raise InputError(f"{path}: reading it needs safetensors: pip install 'tinydet[safetensors]'") from None
     except Exception as error:  # torch.load documents none; damaged bytes bring forth a dozen
         # The text of an UnpicklingError advises weights_only=False, which would run whatever code is in there.
         unsafe = isinstance(error, pickle.UnpicklingError)
