@@ -55,6 +55,14 @@ def test_none_of_them(tmp_path: Path) -> None:
         open_dataset(write_kitti(tmp_path / "kitti", 4), "test")
 
 
+def test_a_list_of_classes_alone_is_no_yolo(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\nbird\ndog\n")
+    with pytest.raises(InputError, match=r"classes\.txt names classes, but no image in .* has a label file"):
+        open_dataset(tmp_path)
+    write_coco(tmp_path / "set.json", content())
+    assert open_dataset(tmp_path, "all").kind == "COCO"
+
+
 def test_errors_of_every_kind_may_be_collected(tmp_path: Path) -> None:
     kitti = write_kitti(tmp_path / "kitti", 4)
     label = kitti / "training/label_2/000001.txt"

@@ -38,7 +38,10 @@ def find_yolo(root: PathLike) -> YoloFolder:
     for file in (root / "classes.txt", *list_files(root, [".names"]), root / "labels/classes.txt"):
         if file.is_file():
             names = [line for line in map(str.strip, read_text(file).splitlines()) if line]
-            return YoloFolder(file, _check_names(names, where=short_path(file)), _split_by_folder(root), None)
+            images = _split_by_folder(root)
+            if not any(text.is_file() for some in images.values() for text in find_labels(some).values()):
+                raise InputError(f"{short_path(file)} names classes, but no image in {root} has a label file")
+            return YoloFolder(file, _check_names(names, where=short_path(file)), images, None)
     if (root / "labels").is_dir():
         raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
     raise NotFoundError(f"{root}: found no data.yaml")
