@@ -225,7 +225,7 @@ def test_an_image_on_its_side_stays_so(tmp_path: Path) -> None:
     Image.new("RGB", (40, 80)).save(root / "JPEGImages/a.jpg", exif=exif)
     convert_data(root, tmp_path / "out", to="voc")
     assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (root / "JPEGImages/a.jpg").read_bytes()
-    assert read_voc(tmp_path / "out/Annotations/a.xml").size == "80x40"
+    assert read_voc(tmp_path / "out/Annotations/a.xml").size == (40, 80)
 
 
 def test_class_names_that_kitti_cannot_hold(tmp_path: Path) -> None:
@@ -240,6 +240,30 @@ def test_class_names_that_kitti_cannot_hold(tmp_path: Path) -> None:
 
 
 KINDS = ("Car", "Pedestrian", "Cyclist", "Van", "Tram", "DontCare")
+
+
+@pytest.mark.parametrize("to", WRITERS)
+def test_a_class_that_no_file_can_hold(tmp_path: Path, to: str) -> None:
+    data = content(categories=[{"id": 3, "name": "a\x85b"}, {"id": 90, "name": "dog"}, {"id": 17, "name": "bird"}])
+    write_coco(tmp_path / "coco/a.json", data)
+    assert "class 'a\\x85b' cannot be written; rename it" in refused(tmp_path / "coco", tmp_path / "out", to=to)
+
+
+def test_an_image_that_must_be_converted_is_read_before_the_work(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "yolo", YAML, {"train/x": "0 .5 .5 .5 .5\n", "val/y": "1 .5 .5 .5 .5\n"})
+    image = root / "images/train/x.png"
+    Image.open(image).save(image.with_suffix(".bmp"))
+    image.unlink()
+    convert_data(root, tmp_path / "whole", to="kitti")
+    whole = image.with_suffix(".bmp").read_bytes()
+    image.with_suffix(".bmp").write_bytes(whole[: len(whole) // 2])
+    assert "x.bmp: not a readable image" in refused(root, tmp_path / "out", to="kitti")
+
+
+def test_names_with_two_suffixes(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "yolo", YAML, {"train/0.png": "0 .5 .5 .5 .5\n", "val/1.jpg": "0 .5 .5 .5 .5\n"})
+    convert_data(root, tmp_path / "kitti", to="kitti", classes=("cat",))
+    assert open_dataset(tmp_path / "kitti", "train", classes=("cat",)).names.tolist() == ["0.png"]
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:

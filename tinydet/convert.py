@@ -77,8 +77,8 @@ def convert_data(
     datasets = {key: open_dataset(data, key, classes=classes) for key in ("train", "val")}
     for one in datasets.values():
         for i, path in enumerate(one.paths.tolist()):
-            if read_size(path) != one.frame(i).size:
-                one[i]  # which raises
+            if read_size(path) != one.frame(i).size or not _has_suffix(path, to=to):
+                one[i]  # which raises if it cannot be read to its end, or has another size
     named = {name.lower(): name for one in datasets.values() for name in one.classes}
     written, changes = _spell([*named.values()], to=to)
     splits = _new_splits(datasets, [*named], to=to)
@@ -145,10 +145,17 @@ def _spell(classes: Sequence[str], *, to: str) -> tuple[list[str], list[str]]:
     written = [blank[to].join(name.split()) if to in blank else name for name in classes]
     lower = [name.lower() for name in written]
     for name, new in zip(classes, written, strict=True):
+        if not name.isprintable() or not new:
+            raise InputError(f"class {name!r} cannot be written; rename it, or choose others")
         if lower.count(new.lower()) > 1:
             raise InputError(f"class {name!r} would be {new!r}, and so would another; rename it, or choose others")
     changed = [f"{name!r} is written as {new!r}" for name, new in zip(classes, written, strict=True) if name != new]
     return written, [f"class {', '.join(changed)}"] if changed else []
+
+
+def _has_suffix(path: PathLike, *, to: str) -> bool:
+    """Say whether a format has an image's suffix."""
+    return to not in SUFFIXES or Path(path).suffix.lower() in SUFFIXES[to]
 
 
 def _file_names(paths: Sequence[str], *, to: str) -> list[str]:
@@ -157,7 +164,7 @@ def _file_names(paths: Sequence[str], *, to: str) -> list[str]:
     base = os.path.commonpath([path.parent for path in whole])
     nested = [path.relative_to(base) for path in whole]
     if to != "coco":
-        suffixes = [path.suffix if path.suffix.lower() in SUFFIXES[to] else ".png" for path in nested]
+        suffixes = [path.suffix if _has_suffix(path, to=to) else ".png" for path in nested]
         # Lists are read without the blanks around a name.
         nested = [path.with_name(path.stem.strip() + end) for path, end in zip(nested, suffixes, strict=True)]
     flat = [[path.name for path in nested], ["_".join(path.parts) for path in nested]]

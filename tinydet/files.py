@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -48,19 +49,19 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
     return sorted(files)
 
 
-def files_by_stem(folder: PathLike, suffixes: Collection[str]) -> dict[str, Path]:
-    """Map names to the files of a folder that have one of the suffixes; raise InputError where two have one name."""
+def files_by_stem(folder: PathLike, suffixes: Collection[str], *, on_error: OnError = raise_error) -> dict[str, Path]:
+    """Map names to the files of a folder that have one of the suffixes; two of one name are an error."""
     paths: dict[str, Path] = {}
     for path in list_files(folder, suffixes):
         if (first := paths.setdefault(path.stem, path)) != path:
-            raise InputError(f"{folder}: {path.stem!r} is there twice, {first.name} and {path.name}")
+            on_error(InputError(f"{folder}: {path.stem!r} is there twice, {first.name} and {path.name}"))
     return paths
 
 
 def match_paths(paths: Sequence[PathLike], names: Sequence[str]) -> list[int]:
-    """Find the name of each path: the one that agrees with it in the most parts, counted from the file name.
+    """Find the name of each path: the one that ends as it does, but for folders that all names have.
 
-    Backslashes are slashes.
+    Of several the longest; backslashes are slashes.
 
     >>> match_paths(["data/cam2/0001.jpg"], ["cam1/0001.jpg", "cam2/0001.jpg"])
     [1]
@@ -72,18 +73,25 @@ def match_paths(paths: Sequence[PathLike], names: Sequence[str]) -> list[int]:
         InputError: a path has no such name, or several that agree equally well, or that of another path.
     """
     rows: dict[tuple[str, ...], list[int]] = {}
-    for row, name in enumerate(names):
-        for end in _endings(name):
+    endings = [_endings(name) for name in names]
+    folders = zip(*(ends[0][:-1] for ends in endings), strict=False)
+    shared = len([*takewhile(lambda parts: len(set(parts)) == 1, folders)])  # by all names, maybe of another machine
+    for row, ends in enumerate(endings):
+        for end in ends:
             rows.setdefault(end, []).append(row)
     matched: dict[int, PathLike] = {}
     for path in paths:
-        found = next((rows[end] for end in _endings(path) if end in rows), [])
-        if not found:
+        end = next((end for end in _endings(path) if end in rows), ())
+        if not end:
             raise InputError(f"{path}: the annotations have no image {Path(path).name!r}")
-        if len(found) > 1:
-            raise InputError(f"{path}: may be {names[found[0]]} or {names[found[1]]} of the annotations")
-        if (other := matched.setdefault(found[0], path)) is not path:
-            raise InputError(f"{path}: the annotations have one image, {names[found[0]]}, for it and for {other}")
+        row, *others = rows[end]
+        if others:
+            raise InputError(f"{path}: may be {names[row]} or {names[others[0]]} of the annotations")
+        if len(end) < len(endings[row][0]) - shared:
+            raise InputError(f"{path}: the annotations have only {names[row]}, of another folder")
+        if row in matched:
+            raise InputError(f"{path}: the annotations have one image, {names[row]}, for it and for {matched[row]}")
+        matched[row] = path
     return [*matched]
 
 
@@ -123,6 +131,8 @@ def read_json(path: PathLike) -> Any:
     except json.JSONDecodeError as error:
         where = f"{short_path(path)}:{error.lineno}"
         raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
+        raise InputError(f"{short_path(path)}: not JSON that can be read ({error})") from None
 
 
 def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:

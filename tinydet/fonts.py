@@ -24,25 +24,31 @@ NAMES = re.compile(
 def load_font(text: str, *, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Load a font to draw a text with: Pillow's own where it has all characters, else the first installed one."""
     plain = ImageFont.load_default(size=size)
-    if text.isascii() or not lacking(plain, frozenset(text)):
+    if text.isascii() or not (lacked := lacking(plain, frozenset(text))):
         return plain
-    path, _ = find_font(frozenset(text))
+    path, _ = find_font(lacked)
     return ImageFont.truetype(path, size) if path else plain
 
 
 @lru_cache(maxsize=64)
 def find_font(characters: frozenset[str]) -> tuple[str | None, frozenset[str]]:
     """Find the installed font with most of some characters -> its file, and those that it lacks; warn of such once."""
-    folders = [Path(folder).expanduser() for folder in FOLDERS]
-    if matplotlib := find_spec("matplotlib"):  # which brings DejaVu Sans
-        folders += [Path(place) / "mpl-data/fonts/ttf" for place in matplotlib.submodule_search_locations or ()]
-    found = [path for folder in folders for path in folder.rglob("*") if NAMES.fullmatch(path.name)]
+    found = _font_files()
     lacked = {path: _lacking_in(path, characters) for path in found}
     best = min((path for path in found if lacked[path] != characters), key=lambda path: len(lacked[path]), default=None)
     missing = lacked[best] if best else lacking(ImageFont.load_default(size=16), characters)
     if missing:
         warn_of_boxes()
     return (str(best) if best else None), missing
+
+
+@lru_cache
+def _font_files() -> list[Path]:
+    """List the installed files of the fonts that are looked for."""
+    folders = [Path(folder).expanduser() for folder in FOLDERS]
+    if matplotlib := find_spec("matplotlib"):  # which brings DejaVu Sans
+        folders += [Path(place) / "mpl-data/fonts/ttf" for place in matplotlib.submodule_search_locations or ()]
+    return [path for folder in folders for path in folder.rglob("*") if NAMES.fullmatch(path.name)]
 
 
 def _lacking_in(path: Path, characters: frozenset[str]) -> frozenset[str]:

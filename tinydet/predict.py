@@ -31,8 +31,10 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
             raise InputError(f"{image}: its results would overwrite those of {first}; predict them separately")
     errors: list[InputError] = []
     readable = [image for image in images if try_call(errors.append, read_size, image)]
+    if errors and not readable:
+        raise InputError("\n".join(map(str, errors)))
     for error in errors:
-        (on_error if readable else raise_error)(error)
+        on_error(error)
     return readable
 
 

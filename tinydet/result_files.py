@@ -1,6 +1,5 @@
 """Result files of any detector beside the annotations: their AP as the official tools print it."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinydet.data.coco_file import parse_bbox, parse_id, read_coco
+from tinydet.data.coco_file import LARGEST, parse_bbox, parse_id, read_coco
 from tinydet.data.dataset import as_annotations
 from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_kitti, kitti_labels, read_kitti_objects
 from tinydet.errors import InputError
 from tinydet.evaluation import coco_numbers
-from tinydet.files import PathLike, read_json, short_path
+from tinydet.files import PathLike, files_by_stem, read_json, short_path
 from tinydet.metrics.coco import CocoResult, CocoTruth, crowded_notes
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.ops.boxes import xyxy_to_xywh
@@ -56,8 +55,8 @@ def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
             raise InputError(f"{where}: image_id {values[0]!r} is not among the annotated images")
         if category is None:
             raise InputError(f"{where}: category_id {values[1]!r} must be a number or text")
-        if type(score) not in (int, float) or not math.isfinite(score):
-            raise InputError(f"{where}: score {score!r} is not a finite number")
+        if type(score) not in (int, float) or not abs(score) < LARGEST:
+            raise InputError(f"{where}: score {repr(score)[:80]} is not a finite number")
         box = parse_bbox(one.get("bbox"), where=where)
         if category in labels:
             rows.append([images[image], labels[category], *box, score])
@@ -76,7 +75,7 @@ def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
 def _evaluate_kitti(data: Path, predictions: Path, *, classes: Sequence[str], split: str) -> Evaluation:
     """Compute the AP of a folder of KITTI result files."""
     truths = _kitti_frames(data, classes=classes, split=split)
-    found = {path.stem: path for path in predictions.glob("*.txt")}
+    found = files_by_stem(predictions, [".txt"])
     missing = [name for name in truths if name not in found]
     if len(missing) == len(truths):
         raise InputError(f"{predictions}: no result file for any of {len(truths)} frames, such as {missing[0]}.txt")
@@ -99,8 +98,8 @@ def _kitti_frames(data: Path, *, classes: Sequence[str], split: str) -> dict[str
     try:
         folder = find_kitti(data)
     except InputError:
-        if files := sorted(data.glob("*.txt")):
-            return {file.stem: read_kitti_objects(file) for file in files}
+        if files := files_by_stem(data, [".txt"]):
+            return {name: read_kitti_objects(file) for name, file in files.items()}
         raise
     dataset = KittiDataset(folder, split, classes=classes)
     return {name: dataset.objects(i) for i, name in enumerate(dataset.names.tolist())}

@@ -32,4 +32,4 @@ def test_small_objects_are_counted_in_the_input() -> None:
 def test_images_of_both_splits_are_leakage(tmp_path: Path) -> None:
     dataset = KittiDataset(write_kitti(tmp_path, 4), "all", classes=["Car"])
     found = train_val_leakage(dataset.take([0, 1]), dataset.take([1]))
-    assert found == ["image_2/000001.jpg is in train and in val"]
+    assert found == ["1 of 1 val images are in train too (image_2/000001.jpg): the score will be too good"]

@@ -137,7 +137,9 @@ def test_one_file_is_split_in_blocks(tmp_path: Path) -> None:
     assert CocoDataset(path, "val", seed=4).image_ids.tolist() == val.image_ids.tolist()
     assert sorted([*train.image_ids, *val.image_ids]) == list(range(30))
     assert len(val) == 6
-    assert val.split_note.startswith(f"6 val images of 30: {path} holds both splits, so 2 of 10 blocks of consecutive")
+    assert val.split_note.startswith(
+        f"6 val images of 30: {path} is the only file of annotations, so 2 of 10 blocks of consecutive"
+    )
 
 
 def test_two_files_of_one_split(tmp_path: Path) -> None:

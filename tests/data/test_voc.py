@@ -1,5 +1,6 @@
 """Pascal VOC: the layouts of its tools, its corners, and what is wrong named by file and object."""
 
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from tinydet.data.open import open_dataset
 from tinydet.data.voc import VocDataset, find_voc, read_voc
-from tinydet.errors import InputError
+from tinydet.errors import InputError, NotFoundError
 from tinydet.labels import IGNORE
 
 Corners = tuple[object, object, object, object]
@@ -95,13 +96,13 @@ def test_every_layout_is_found(tmp_path: Path, annotations: str, images: str) ->
     train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (8, 2)
     assert sorted([*train.names, *val.names]) == [str(i) for i in range(10)]
-    assert "has neither ImageSets/Main nor folders of both splits, so 2 of 10 blocks" in train.split_note
+    assert "nor folders of both splits, so 2 of 10 blocks" in train.split_note
 
 
 @pytest.mark.parametrize("inner", ["", "annotations/"])
 def test_folders_of_splits(tmp_path: Path, inner: str) -> None:
     images = inner.replace("annotations", "images")
-    for split, text in (("train", CAT), ("valid", DOG), ("test", "no XML")):
+    for split, text in (("train", CAT), ("valid", DOG), ("test", "<annotation>: no XML")):
         write(tmp_path / split / f"{images}a.png")
         write(tmp_path / split / f"{inner}a.xml", text)
     train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
@@ -171,7 +172,7 @@ def test_an_image_has_one_xml_file(tmp_path: Path) -> None:
 def test_images_without_xml_hold_no_objects(tmp_path: Path) -> None:
     dataset = VocDataset(write_voc(tmp_path, {"a": CAT, "b": None, "c": voc_xml()}), "all")
     assert dataset.offsets.tolist() == [0, 1, 1, 1]
-    assert dataset.notes == ("1 of 3 all images have no XML file: they count as without objects",)
+    assert dataset.notes == ("1 of 3 images have no XML file: they count as without objects",)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +265,36 @@ def test_the_image_tells_its_size(tmp_path: Path) -> None:
     sizes = {"a": (WIDTH, HEIGHT), "b": (HEIGHT, WIDTH), "c": (0, 0), "d": (160, 80)}
     root = write_voc(tmp_path, {name: voc_xml(voc_object("cat"), size=size) for name, size in sizes.items()})
     write(root / "Annotations/a.xml", f"<annotation>{voc_object('cat')}</annotation>")
-    dataset = VocDataset(root, "all")
-    assert dataset.sizes.tolist() == [[HEIGHT, WIDTH]] * 4
+    with pytest.raises(InputError, match=r"b\.xml is of an image of 40x80, but .*b\.png is 80x40 upright"):
+        VocDataset(root, "all")
+    dataset = VocDataset(root, "all", on_error=lambda _: None)
+    assert dataset.names.tolist() == ["a", "c", "d"]
+    assert dataset.sizes.tolist() == [[HEIGHT, WIDTH]] * 3
     assert dataset.notes == (
-        "1 XML files state another size than their image has, which counts: Annotations/d.xml 160x80, image 80x40",
+        "1 XML files state another size than their image has; the image's is used: Annotations/d.xml 160x80, image 80x40",
     )
+
+
+def test_difficult_is_0_or_1(tmp_path: Path) -> None:
+    text = voc_object("cat").replace("</object>", "<difficult>true</difficult></object>")
+    with pytest.raises(InputError, match=r"a\.xml: object 1 \(cat\): difficult is 'true'; it must be 0 or 1"):
+        read_voc(write(tmp_path / "a.xml", voc_xml(re.sub("<difficult>[01]</difficult>", "", text))))
+
+
+def test_lists_may_name_the_image_of_a_renamed_file(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"JPEGImages/img{i}.png")
+        write(tmp_path / f"Annotations/a{i}.xml", voc_xml(voc_object("cat"), filename=f"img{i}.jpg"))
+    for split, names in (("train", "img0\nimg2\n"), ("val", "img1\n")):
+        write(tmp_path / f"ImageSets/Main/{split}.txt", names)
+    train = VocDataset(tmp_path)
+    assert ([Path(path).stem for path in train.paths], len(train.labels)) == (["img0", "img2"], 2)
+
+
+def test_xml_of_other_programs_is_left_alone(tmp_path: Path) -> None:
+    write(tmp_path / "sitemap.xml", "<urlset></urlset>")
+    with pytest.raises(NotFoundError, match="found no Pascal VOC annotations"):
+        find_voc(tmp_path)
 
 
 def test_real_files_of_two_tools(shared: Path) -> None:

@@ -100,7 +100,7 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
         ("names: {1: cat}\ntrain: images", "names must be numbered from 0 without gaps"),
         ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
         ("names: [cat]\nnc: 2\ntrain: images", "nc is 2, and there are 1 names"),
-        ("names: [cat]", "says neither train nor val"),
+        ("names: [cat]", "has neither train nor val; add the folders of their images"),
         ("names: [cat]\ntrain: photos", "names 'photos', which is not there; looked for "),
         ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: names 'gone\.png', which is not there"),
         ("!!python/object/apply:os.system ['true']", "not a YOLO data file"),
@@ -119,7 +119,7 @@ def test_two_yaml_files_or_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found no data\.yaml"):
         find_yolo(tmp_path)
     for name in ("a.yaml", "b.yml"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("names: [cat]")
     with pytest.raises(InputError, match=r"a\.yaml, b\.yml: give the path of one"):
         find_yolo(tmp_path)
 
@@ -220,6 +220,29 @@ def test_rows_of_one_length_with_all_points_in_their_box_are_named(tmp_path: Pat
     assert read_yolo([tmp_path / "a.txt"], classes=1)[0].boxes[0].tolist() == [0.3, 0.3, 0.6, 0.7]
 
 
+def test_a_single_odd_row_changes_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(300):
+        x, y, w, h = *rng.uniform(0.4, 0.6, 2), *rng.uniform(0.2, 0.8, 2)
+        points = rng.uniform(-0.5, 0.5, (5, 2)) * (w, h) + (x, y)
+        rows.append(" ".join(f"{value:.6f}" for value in (x, y, w, h, *points.ravel())))
+    path = tmp_path / "a.txt"
+    for more in ([], [".1 .1 .4 .1 .4 .6 .1 .6"]):
+        path.write_text("".join(f"0 {row}\n" for row in [*rows, *more]))
+        errors: list[InputError] = []
+        (found,) = read_yolo([path], classes=1, on_error=errors.append)
+        assert (len(errors), len(found.labels)) == (300, len(more))
+
+
+def test_one_bad_number_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("0 .5 .5 .1 .1 .9\n" * 9 + "0 .5 .5 .1 .1 -3.5\n")
+    errors: list[InputError] = []
+    (found,) = read_yolo([tmp_path / "a.txt"], classes=1, on_error=errors.append)
+    assert (len(found.labels), len(errors)) == (9, 1)
+    assert "a.txt:10: expected a class, and a box" in str(errors[0])
+
+
 def test_outlines_of_many_shapes_are_no_keypoints(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     angles = np.sort(rng.uniform(0, 2 * np.pi, (300, 6)))
@@ -246,7 +269,7 @@ def test_boxes_leave_their_image_by_one_rule(tmp_path: Path) -> None:
     train = YoloDataset(write_yolo(tmp_path, YAML, labels))
     assert train.boxes[:2].tolist() == [[0, 0, pytest.approx(8.08), 40], [0, 10, 20, 30]]
     (note,) = train.notes
-    assert note.startswith("1 of 3 boxes leave their image by more than 5%, and are clipped: corners instead of sizes?")
+    assert note.startswith("1 of 3 boxes leave their image by more than 5%: corners instead of sizes?")
 
 
 @pytest.mark.parametrize(
@@ -309,9 +332,43 @@ def test_files_of_systems_are_passed_over_and_links_followed(tmp_path: Path) -> 
     assert train.labels.tolist() == [0, 1, 0]
 
 
-def test_train_that_is_val_is_noted(tmp_path: Path) -> None:
-    root = write_yolo(tmp_path, "train: images/train\nval: images/train\nnames: [cat, dog]", LABELS)
-    assert "2 images are in train and in val: the score will be too good" in YoloDataset(root, "val").notes[0]
+def test_all_that_is_wrong_in_lists_is_named(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, YAML.replace("images/train", "list.txt"), LABELS)
+    (root / "list.txt").write_text("images/train/a.png\n" + "x" * 300 + ".png\ngone.png\n./images/train/a.png\n")
+    errors: list[InputError] = []
+    assert len(YoloDataset(root, on_error=errors.append)) == 1
+    assert [str(error).partition(":")[2].partition(":")[0] for error in errors] == ["2", "3", "4"]
+    assert str(errors[2]).endswith(
+        "list.txt:4: ./images/train/a.png was listed before, in " + f"{tmp_path.name}/list.txt:1"
+    )
+    (root / "data.yaml").write_text("train: a\nval: b\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=r"names 'a', which is not there.*\n.*names 'b', which is not there"):
+        YoloDataset(root)
+
+
+def test_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "", LABELS)
+    (root / "data.yaml").rename(root / "docker-compose.yml")
+    (root / "docker-compose.yml").write_text("services: {web: {image: nginx}}")
+    (root / "classes.txt").write_text("cat\ndog\n")
+    assert YoloDataset(root).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("kpt_shape: [[17, 3], 2]", "kpt_shape must be"),
+        ("path: [a, b]", None),
+        ("kpt_shape: {a: 2}", "kpt_shape must be"),
+    ],
+)
+def test_values_of_other_types(tmp_path: Path, yaml: str, said: str | None) -> None:
+    root = write_yolo(tmp_path, f"{YAML}{yaml}\n", LABELS)
+    if said is None:
+        assert len(YoloDataset(root)) == 2
+    else:
+        with pytest.raises(InputError, match=said):
+            YoloDataset(root)
 
 
 @pytest.mark.parametrize("split_folders", [True, False])

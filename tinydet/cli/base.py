@@ -194,10 +194,18 @@ weights_option = option(
     "--weights",
     default="auto",
     help="Checkpoint of tinydet, effdet or zylo117, or coco; auto is the newest run's best.pt, else coco. Several, "
-    "A,B, detect together.",
+    "as A,B, are fused into one detector.",
 )
-score_option = option("--score", "score_threshold", default=0.3, help="Leave out detections that score lower.")
-max_detections_option = option("--max-detections", default=100, help="Largest number of boxes an image.")
+score_option = option(
+    "--score",
+    "score_threshold",
+    default=0.3,
+    type=click.FloatRange(0, 1),
+    help="Leave out detections that score lower.",
+)
+max_detections_option = option(
+    "--max-detections", default=100, type=click.IntRange(1), help="Largest number of boxes an image."
+)
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -34,7 +34,12 @@ def view_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of views in which to detect too."""
     tiles_help = "Detect in tiles too, for small objects in large images; auto: tiles of the network's input size."
     for decorate in (
-        option("--overlap", default=0.2, type=click.FloatRange(0, 1, max_open=True), help="Of tiles, by their sides."),
+        option(
+            "--overlap",
+            default=0.2,
+            type=click.FloatRange(0, 1, max_open=True),
+            help="Overlap of tiles, as a share of their sides.",
+        ),
         option("--tiles", type=TYPES["image_size"], help=tiles_help),
         option("--tta", is_flag=True, help="Test-time augmentation: mirrored and larger too; five times the work."),
     ):
@@ -106,10 +111,14 @@ def evaluate(
     from tinydet.evaluation import evaluate_detector, scores_by_name
     from tinydet.result_files import evaluate_files
 
-    split = split or ("all" if data.suffix == ".json" else "val")
+    if not data.exists():
+        raise InputError(f"{data}: no such file or folder")
+    split = split or ("all" if data.suffix.lower() == ".json" else "val")
     if predictions is not None:
-        if weights != "auto" or report:
-            raise InputError("--predictions goes neither with --weights nor with --report, which need a detector")
+        needing = {"--weights": weights != "auto", "--report": report, "--model": model, "--class-map": class_map}
+        needing |= {f"--{name}": options[name] for name in ("tta", "tiles")}
+        if given := [name for name, value in needing.items() if value]:
+            raise InputError(f"--predictions does not go with {' and '.join(given)}: there is no detector")
         numbers, notes = evaluate_files(data, predictions, classes=classes, split=split)
         for note in notes:
             echo(f"note: {note}", err=True)
@@ -142,7 +151,7 @@ def evaluate(
 @max_detections_option
 @option("--nms", "method", default="soft", type=Choice(["soft", "hard"]), help="Suppression method.")
 @view_options
-@option("--batch-size", default=1, help="Images in a batch.")
+@option("--batch-size", default=1, type=click.IntRange(1), help="Images in a batch.")
 @option("--compile", is_flag=True, help="Compile the network first, which takes a minute: for many images.")
 @option("--coco", type=PATH, help="COCO annotations whose image and category ids coco.json gets.")
 @device_option

@@ -40,7 +40,12 @@ def train_val_leakage(train_set: DetectionDataset, val_set: DetectionDataset) ->
     train_paths, val_paths = ([Path(path) for path in one.paths.tolist()] for one in (train_set, val_set))
     resolved = {path.resolve() for path in train_paths}
     both = {path for path in val_paths if path.resolve() in resolved}
-    found = [f"{short_path(path)} is in train and in val" for path in val_paths if path in both]
+    found = []
+    if both:
+        some = ", ".join(sorted(short_path(path) for path in both)[:3]) + (", ..." if len(both) > 3 else "")
+        found.append(
+            f"{len(both)} of {len(val_paths)} val images are in train too ({some}): the score will be too good"
+        )
     numbered = {_number(path): path for path in train_paths}
     neighbours = {}
     for path in val_paths:

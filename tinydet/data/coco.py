@@ -52,7 +52,7 @@ class CocoDataset(DetectionDataset):
         if split == "all" or split in files:
             drawn, note = [*range(count)], f"{count} {'' if split == 'all' else f'{split} '}images, those of {path}"
         else:
-            drawn, note = draw_split(count, split=split, seed=seed, reason=f"{path} holds both splits")
+            drawn, note = draw_split(count, split=split, seed=seed, reason=f"{path} is the only file of annotations")
         paths, there = find_images(path, file.file_names[drawn].tolist())
         sizes, first = file.sizes[drawn], {image: i for i, image in reversed([*enumerate(paths)])}
         for i in np.flatnonzero((sizes[:, 0] == 0) | ~there).tolist():

@@ -1,6 +1,5 @@
 """COCO's JSON: where its files and their images are, and what a file of annotations says."""
 
-import math
 import os
 import re
 from array import array
@@ -20,6 +19,7 @@ from tinydet.files import PathLike, list_files, paused_gc, read_json, short_path
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 IMAGE_FOLDERS = ("images", "imgs", "img", "data", "jpegimages")  # that may hold a folder for each split
 SAMPLE = 1000  # file names that tell where the images are
+LARGEST = 1e9  # side of a box in pixels
 NUMBERS = {int, float}  # JSON's; a bool is not one
 
 Id = int | str
@@ -40,14 +40,14 @@ def find_coco(root: PathLike) -> dict[str, Path]:
     files += [(folder.name, some[0]) for folder in splits if len(some := _json_files(folder)) == 1]
     found: dict[str, Path] = {}
     for name, file in files:
-        split = split_of(name) or ("all" if len(files) == 1 else None)
-        if split and (first := found.setdefault(split, file)) != file:
+        split = "all" if len(files) == 1 else split_of(name)
+        if split not in (None, "test") and (first := found.setdefault(split, file)) != file:
             raise InputError(f"{root}: both {short_path(first)} and {short_path(file)} may be the {split} annotations")
     if not files:
         raise NotFoundError(f"{root}: found no COCO annotations: no JSON there, in annotations, or beside the images")
     if not found:
         raise InputError(f"{root}: {', '.join(short_path(file) for _, file in files)}: give the path of one")
-    return found
+    return found if len(found) == 2 else {"all": next(iter(found.values()))}
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -57,14 +57,17 @@ def _json_files(folder: Path) -> list[Path]:
 
 def _subfolders(folder: Path, names: Collection[str] | None = None) -> list[Path]:
     """List the folders in a folder, all or those of these names in any case, in order."""
-    with os.scandir(folder) as entries:
-        found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # a folder next door that is not for everybody
+        return []
     return [folder / name for name in found if names is None or name.lower() in names]
 
 
 def _image_folders(path: Path) -> Iterator[list[Path]]:
     """List where the images of a file of annotations may be, in groups: first what is called as the file is."""
-    words, split = re.split(r"[^a-z0-9]+", path.stem.lower()), split_of(path.stem)
+    path, words, split = path.absolute(), re.split(r"[^a-z0-9]+", path.stem.lower()), split_of(path.stem)
     for root in (path.parent, path.parent.parent):
         inner, common = _subfolders(root), _subfolders(root, IMAGE_FOLDERS)
         deeper = [folder for place in common for folder in _subfolders(place)]
@@ -86,7 +89,9 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
     for folders in _image_folders(path):
         looked += map(str, folders)
         hits = {
-            (folder, start): sum(len(name) > start and folder.joinpath(*name[start:]).is_file() for name in sample)
+            (folder, start): sum(
+                len(name) > start and os.path.isfile(folder.joinpath(*name[start:])) for name in sample
+            )
             for folder, start in product(folders, starts)
         }
         if any(hits.values()):
@@ -161,7 +166,7 @@ def _by_id(entries: Sequence[Any], what: str, *, needs: str, where: str, on_erro
     found: dict[Id, dict[str, Any]] = {}
     for n, entry in enumerate(entries):
         known = parse_id(entry.get("id")) if isinstance(entry, dict) else None
-        if known is None or type(entry.get(needs)) not in (str, int):
+        if known is None or type(entry.get(needs)) not in (str, int) or entry[needs] == "":
             on_error(InputError(f"{where}: {what} number {n} has no id, or no {needs} ({str(entry)[:80]})"))
         elif known in found:
             on_error(InputError(f"{where}: two entries for one {what} have the id {known}"))
@@ -172,10 +177,11 @@ def _by_id(entries: Sequence[Any], what: str, *, needs: str, where: str, on_erro
 
 def _group(categories: dict[Id, dict[str, Any]], annotations: Sequence[Any]) -> str | None:
     """Take the first category out if all others are its members and no annotation is of it; give its name."""
-    first, *others = categories.values()
-    if not others or any(one.get("supercategory") != first["name"] for one in others):
+    if len(categories) < 2:
         return None
-    known = next(iter(categories))
+    (known, first), *others = categories.items()
+    if any(one.get("supercategory") != first["name"] for _, one in others):
+        return None
     if any(isinstance(one, dict) and parse_id(one.get("category_id")) == known for one in annotations):
         return None
     return f"category {known} {categories.pop(known)['name']!r}"
@@ -214,8 +220,8 @@ def _annotation(one: Any, n: int, images: dict[Id, int], labels: dict[Id, int], 
             raise InputError(f"{where}: {key} {one.get(key)!r} is not among the {key[:-3]} ids")
     box, area, crowd = parse_bbox(one.get("bbox"), where=where), one.get("area"), one.get("iscrowd")
     area = box[2] * box[3] if area is None else area
-    if type(area) not in NUMBERS or not 0 <= area < math.inf:
-        raise InputError(f"{where}: area {area!r} is not a number of square pixels")
+    if type(area) not in NUMBERS or not 0 <= area < LARGEST**2:
+        raise InputError(f"{where}: area {str(area)[:80]} is not a number of square pixels")
     if crowd not in (None, 0, 1, "0", "1"):
         raise InputError(f"{where}: iscrowd {crowd!r} must be 0 or 1")
     known_id = number if type(number) is int and 0 <= number < 2**53 else -1 - n
@@ -226,6 +232,6 @@ def parse_bbox(box: Any, *, where: str) -> list[float]:
     """Check that a box is left, top, width and height; `where` begins the message of the InputError if it is not."""
     if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         raise InputError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
-    if not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:  # COCO's own files hold some of no width
-        raise InputError(f"{where}: bbox {box} has a negative side, or one that is not finite")
+    if not all(abs(side) < LARGEST for side in box) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
+        raise InputError(f"{where}: bbox {str(box)[:80]} has a negative side, or one that is not finite")
     return box

@@ -148,7 +148,7 @@ class DetectionDataset(Dataset[Example]):
         inside, whole = ((box[:, 2:] - box[:, :2]).clip(0).prod(axis=1) for box in (boxes, columns.boxes))
         objects = columns.labels >= 0
         if leaving := int(((inside < (1 - SLIVER) * whole) & objects).sum()):
-            text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}, and are clipped"
+            text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}"
             self.notes += (f"{text}: corners instead of sizes? labels of another resolution?",)
         keep = (columns.labels != BACKGROUND) & ~empty
         offsets, per_box = np.searchsorted(images[keep], np.arange(len(self) + 1)), (boxes, *columns[5:])

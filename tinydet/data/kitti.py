@@ -109,7 +109,8 @@ class KittiDataset(DetectionDataset):
         check_split(split)
         classes = KITTI_CLASSES if classes is None else tuple(classes)
         self._folder = folder = root if isinstance(root, KittiFolder) else find_kitti(root)
-        images, labels = files_by_stem(folder.images, IMAGE_SUFFIXES), files_by_stem(folder.labels, [".txt"])
+        images = files_by_stem(folder.images, IMAGE_SUFFIXES, on_error=on_error)
+        labels = files_by_stem(folder.labels, [".txt"], on_error=on_error)
         names, note = _split_names(folder, images, labels, split=split, seed=seed, on_error=on_error)
         sizes = {name: size for name in names if (size := try_call(on_error, read_size, images[name]))}
         objects = [read_kitti_objects(labels[name], on_error=on_error) for name in sizes]
@@ -157,7 +158,9 @@ def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_e
     listed: dict[str, str] = {}
 
     def check(line: str, *, where: str) -> str:
-        name = line.strip().removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
+        name = line.strip()
+        if name not in images:
+            name = name.removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
         for what, known in (("image", images), ("label", labels)):
             if name not in known:
                 raise InputError(f"{where}: frame {name!r} has no {what}")

@@ -10,11 +10,11 @@ from tinydet.errors import InputError, nearest
 from tinydet.labels import BACKGROUND, IGNORE
 
 DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def split_of(name: str) -> str | None:
-    """Tell the split from the words in the name of a file or folder, such as val2017; None if none says it."""
+    """Tell the split, test too, from the words in a file's or a folder's name, such as val2017; None if none does."""
     splits = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
 
@@ -72,10 +72,11 @@ def class_labels(names: Iterable[str], classes: Sequence[str], *, ignored: Colle
     return np.array([known.get(name.lower(), BACKGROUND) for name in names], dtype=np.int64)
 
 
-def shared_note(train: Collection[Path], val: Collection[Path]) -> list[str]:
-    """Say in a sentence how many images of val are in train too, where there are any."""
-    both = len(set(train) & set(val))
-    return [f"{both} of {len(val)} val images are in train too: the score will be too good"] if both else []
+def unlabelled_note(labelled: Sequence[bool], *, split: str, what: str) -> list[str]:
+    """Say in a sentence how many images of a split have no file of labels, where there are any."""
+    bare, of_split = labelled.count(False), "" if split == "all" else f"{split} "
+    text = f"{bare} of {len(labelled)} {of_split}images have no {what} file: they count as without objects"
+    return [text] if bare else []
 
 
 def left_over_note(what: str, names: Collection[str], folder: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -11,9 +12,9 @@ import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
-from tinydet.data.splits import SPLIT_WORDS, check_split, class_labels, draw_split, resolve_classes
+from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes, split_of, unlabelled_note
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, files_by_stem, parse_float, parse_lines, short_path
+from tinydet.files import PathLike, files_by_stem, list_files, parse_float, parse_lines, short_path
 
 # Where the XML files and the images of a folder lie: VOC's names, those of other tools, or the folder itself.
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "")
@@ -25,13 +26,13 @@ class VocObjects(NamedTuple):
 
     path: Path | None  # the XML file, if there is one
     filename: str  # the image, as the file names it
-    size: str  # WIDTHxHEIGHT of the image, as the file states it
+    size: tuple[int, ...]  # (height, width) of the image, as the file states it; empty where it does not
     names: list[str]  # class names; empty for an object that is marked difficult
     boxes: np.ndarray  # float64[N 4], xyxy, original pixels, not clipped
     numbers: list[int]  # which objects of the file these are, from 1
 
 
-NO_OBJECTS = VocObjects(None, "", "", [], np.zeros((0, 4)), [])
+NO_OBJECTS = VocObjects(None, "", (), [], np.zeros((0, 4)), [])
 
 
 def read_voc(path: Path, *, on_error: OnError = raise_error) -> VocObjects:
@@ -40,12 +41,15 @@ def read_voc(path: Path, *, on_error: OnError = raise_error) -> VocObjects:
     VOC counts pixels from 1, and xmax and ymax are the last ones inside: a box is (xmin - 1, ymin - 1, xmax, ymax).
     """
     root, where = _read_xml(path), short_path(path)
+    sides = [_text(root, f"size/{side}") for side in ("height", "width")]
     tried = [try_call(on_error, _parse_object, one, n, where=where) for n, one in enumerate(root.iterfind("object"), 1)]
     found = {n: parsed for n, parsed in enumerate(tried, 1) if parsed}
     return VocObjects(
         path=path,
         filename=_text(root, "filename"),
-        size=f"{_text(root, 'size/width')}x{_text(root, 'size/height')}",
+        size=tuple(int(float(side)) for side in sides)
+        if all(re.fullmatch(r"\d+(\.\d*)?", side) for side in sides)
+        else (),
         names=[name for name, _ in found.values()],
         boxes=np.array([box for _, box in found.values()], dtype=np.float64).reshape(-1, 4),
         numbers=[*found],
@@ -91,7 +95,9 @@ def _parse_object(element: ElementTree.Element, number: int, *, where: str) -> t
     for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
         if high <= low - 1:
             raise InputError(f"{where}: {axis}max < {axis}min ({high:g}, {low:g})")
-    return "" if _text(element, "difficult") == "1" else name, [x1 - 1, y1 - 1, x2, y2]
+    if (difficult := _text(element, "difficult")) not in ("", "0", "1"):
+        raise InputError(f"{where}: difficult is {difficult!r}; it must be 0 or 1")
+    return "" if difficult == "1" else name, [x1 - 1, y1 - 1, x2, y2]
 
 
 class VocPart(NamedTuple):
@@ -121,8 +127,8 @@ def find_voc(root: PathLike) -> VocFolder:
     found = {path: part for path in sorted(root.glob("*")) if (part := _part(path))}
     paths: dict[str, Path] = {}
     for path in found:
-        split = SPLIT_WORDS.get(path.name.lower())
-        if split and (first := paths.setdefault(split, path)) != path:
+        split = split_of(path.name)
+        if split in ("train", "val") and (first := paths.setdefault(split, path)) != path:
             raise InputError(f"{root}: both {first.name} and {path.name} hold {split} images")
     if not paths:
         raise NotFoundError(
@@ -136,9 +142,20 @@ def _part(folder: Path) -> VocPart | None:
     """Find the XML files and the images of one folder, if it holds any."""
     annotations = (folder / name for name in ANNOTATION_FOLDERS)
     images = (folder / name for name in IMAGE_FOLDERS)
-    if (found := next((place for place in annotations if files_by_stem(place, (".xml",))), None)) is None:
+    if (found := next((place for place in annotations if any(map(_is_annotation, _first_files(place)))), None)) is None:
         return None
     return VocPart(found, next(place for place in images if place.is_dir()))
+
+
+def _first_files(folder: Path) -> list[Path]:
+    """List a few XML files of a folder."""
+    return list_files(folder, [".xml"])[:3]
+
+
+def _is_annotation(file: Path) -> bool:
+    """Say whether an XML file may be one of Pascal VOC, and not of another program's."""
+    with open(file, "rb") as content:
+        return b"annotation" in content.read(1024).replace(b"\0", b"")  # in UTF-16 too
 
 
 Image = tuple[Path, VocObjects]  # an image file and what it holds
@@ -174,7 +191,7 @@ class VocDataset(DetectionDataset):
         else:
             rows, note = draw_split(len(everything), split=split, seed=seed, reason=source)
             chosen = [everything[row] for row in rows]
-        sized = [(*image, size) for image in chosen if (size := try_call(on_error, read_size, image[0]))]
+        sized = [(*image, size) for image in chosen if (size := try_call(on_error, _upright_size, *image))]
         spelled = Counter(name for _, one in everything for name in one.names if name)
         named = {name.lower(): name for name, _ in reversed(spelled.most_common())}  # by the most frequent spelling
         held = Counter(named[name.lower()] for _, one, _ in sized for name in one.names if name)
@@ -188,8 +205,7 @@ class VocDataset(DetectionDataset):
         columns = join_frames(frames, [one.numbers for _, one, _ in sized])
         self._files = [one.path for _, one, _ in sized]
         notes += [f"{path}: left out; it is neither train nor val" for path in folder.left_out]
-        if bare := self._files.count(None):
-            notes.append(f"{bare} of {len(sized)} {split} images have no XML file: they count as without objects")
+        notes += unlabelled_note([file is not None for file in self._files], split=split, what="XML")
         notes += _size_note([(one, size) for _, one, size in sized])
         super().__init__(columns, classes=names, split_note=note, notes=notes, on_error=on_error)
 
@@ -197,15 +213,24 @@ class VocDataset(DetectionDataset):
         return f"{short_path(self._files[row] or '')}: object {line}"
 
 
+def _upright_size(image: Path, objects: VocObjects) -> tuple[int, int]:
+    """Read the (height, width) of an image; raise InputError where its objects are of the image on its side."""
+    height, width = read_size(image)
+    if objects.path and objects.size == (width, height) != (height, width):
+        stated = f"{short_path(objects.path)} is of an image of {height}x{width}"
+        raise InputError(f"{stated}, but {image} is {width}x{height} upright")
+    return height, width
+
+
 def _size_note(images: Iterable[tuple[VocObjects, tuple[int, int]]]) -> list[str]:
-    """Say which files state another size than their image of (height, width) has, upright or on its side."""
+    """Say which files state another size than their image of (height, width) has."""
     wrong = [
-        f"{short_path(one.path)} {one.size}, image {width}x{height}"
-        for one, (height, width) in images
-        if one.path and one.size not in (f"{width}x{height}", f"{height}x{width}", "0x0", "x")
+        f"{short_path(one.path)} {'x'.join(map(str, one.size[::-1]))}, image {size[1]}x{size[0]}"
+        for one, size in images
+        if one.path and one.size not in (size, (), (0, 0))
     ]
     some = "; ".join(wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
-    note = f"{len(wrong)} XML files state another size than their image has, which counts: {some}"
+    note = f"{len(wrong)} XML files state another size than their image has; the image's is used: {some}"
     return [note] if wrong else []
 
 
@@ -217,7 +242,7 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
     lists, part = folder.path / "ImageSets/Main", folder.parts["all"]
     there = [key for key in ("train", "val") if (lists / f"{key}.txt").is_file()]
     if split == "all" or not there:
-        reason = f"{folder.path} has neither ImageSets/Main nor folders of both splits"
+        reason = f"{folder.path} has neither train.txt nor val.txt in ImageSets/Main, nor folders of both splits"
         return {"all": [*_read_part(part, on_error=on_error).values()]}, reason
     listed = _read_lists(lists, dict.fromkeys([*there, split]), part, on_error=on_error)
     images = _read_part(part, {name for names in listed.values() for name in names}, on_error=on_error)
@@ -243,13 +268,14 @@ def _read_lists(lists: Path, splits: Iterable[str], part: VocPart, *, on_error: 
     return {split: [*parse_lines(lists / f"{split}.txt", check, on_error=on_error).values()] for split in splits}
 
 
-def _read_part(part: VocPart, names: Collection[str] | None = None, *, on_error: OnError) -> dict[str, Image]:
+def _read_part(part: VocPart, names: AbstractSet[str] | None = None, *, on_error: OnError) -> dict[str, Image]:
     """Read the objects of all images, or those of some names, and find the image of each XML file."""
-    files, images = files_by_stem(part.annotations, (".xml",)), files_by_stem(part.images, IMAGE_SUFFIXES)
+    files = files_by_stem(part.annotations, (".xml",), on_error=on_error)
+    images = files_by_stem(part.images, IMAGE_SUFFIXES, on_error=on_error)
     free = {name: path for name, path in images.items() if name not in files}
     found: dict[str, Image] = {}
     for name, file in files.items():
-        if names is not None and name not in names:
+        if names is not None and name not in names and names <= files.keys():
             continue
         if (objects := try_call(on_error, read_voc, file, on_error=on_error)) is None:
             continue
@@ -259,7 +285,7 @@ def _read_part(part: VocPart, names: Collection[str] | None = None, *, on_error:
         if image is None:
             said = f"{name!r} or {stated.name!r}" if stated.stem not in ("", name) else repr(name)
             on_error(InputError(f"{short_path(file)}: there is no image {said} in {part.images}"))
-        else:
-            found[name] = image, objects
-    bare = {name: (path, NO_OBJECTS) for name, path in free.items() if names is None or name in names}
-    return dict(sorted({**found, **bare}.items()))
+        else:  # lists may name the image, which has another name than the XML file
+            found[name if names is None or name in names else image.stem] = image, objects
+    found |= {name: (path, NO_OBJECTS) for name, path in free.items()}
+    return {name: found[name] for name in sorted(found) if names is None or name in names}

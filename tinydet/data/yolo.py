@@ -3,12 +3,21 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from os.path import exists  # Path's own raises where a name is too long
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
-from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes, split_of
+from tinydet.data.splits import (
+    check_split,
+    class_labels,
+    draw_split,
+    left_over_note,
+    resolve_classes,
+    split_of,
+    unlabelled_note,
+)
 from tinydet.data.yolo_rows import read_yolo
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
 from tinydet.files import PathLike, list_files, parse_lines, read_text, read_yaml, short_path
@@ -23,21 +32,22 @@ class YoloFolder(NamedTuple):
     path: Path  # of the file that names the classes
     names: tuple[str, ...]  # of the classes
     images: dict[str, list[Path]]  # by split
-    keypoints: tuple[int, int] | None  # of each object, and the numbers of each: kpt_shape
+    keypoints: tuple[int, int] | None = None  # of each object, and the numbers of each: kpt_shape
+    errors: Sequence[InputError] = ()  # in lists of images
 
 
 def find_yolo(root: PathLike) -> YoloFolder:
     """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
     root, kinds = Path(root), (".yaml", ".yml", ".data")
     files = list_files(root, kinds) if root.is_dir() else [root] if root.suffix.lower() in kinds else []
-    files = [file for file in files if file.stem.lower() in ("data", "obj")] or files
+    files = [file for file in files if file.stem.lower() in ("data", "obj")] or [*filter(_has_names, files)]
     if len(files) > 1:
         raise InputError(f"{root}: {', '.join(file.name for file in files)}: give the path of one")
     if files:
         return _read_config(files[0])
     for file in (root / "classes.txt", *list_files(root, [".names"]), root / "labels/classes.txt"):
         if file.is_file():
-            names = [line for line in map(str.strip, read_text(file).splitlines()) if line]
+            names = _read_names(file)
             images = _split_by_folder(root)
             if not any(text.is_file() for some in images.values() for text in find_labels(some).values()):
                 raise InputError(f"{short_path(file)} names classes, but no image in {root} has a label file")
@@ -45,6 +55,11 @@ def find_yolo(root: PathLike) -> YoloFolder:
     if (root / "labels").is_dir():
         raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
     raise NotFoundError(f"{root}: found no data.yaml")
+
+
+def _has_names(file: Path) -> bool:
+    """Say whether a file may be one of YOLO's, and not of another program's."""
+    return re.search(r"^\s*names\s*[:=]", read_text(file), re.MULTILINE) is not None
 
 
 def _read_config(file: Path) -> YoloFolder:
@@ -58,17 +73,20 @@ def _read_config(file: Path) -> YoloFolder:
     known = _check_names(names, where=where)
     if nc not in (None, str(len(known))):
         raise InputError(f"{where}: nc is {nc}, and there are {len(known)} names")
-    if shape is not None and not (isinstance(shape, list) and len(shape) == 2 and all(map(str.isdecimal, shape))):
+    if shape is not None and not (isinstance(shape, list) and [str(one).isdecimal() for one in shape] == [True, True]):
         raise InputError(f"{where}: kpt_shape must be [keypoints, numbers of each], got {shape!r}")
-    base = file.parent / (content.get("path") or "")
-    base, images = base if base.is_dir() else file.parent, {}
+    base, errors = file.parent / str(content.get("path") or ""), list[InputError]()
+    base, images = base if base.is_dir() else file.parent, dict[str, list[Path]]()
     for split, keys in SPLIT_KEYS.items():
         if places := next((content[key] for key in keys if content.get(key) not in (None, "", "null", "~")), None):
-            listed = places if isinstance(places, list) else [places]
-            images[split] = [image for place in listed for image in _list_images(base, str(place), where=where)]
+            listed = map(str, places if isinstance(places, list) else [places])
+            found = [try_call(errors.append, _list_images, base, place, where=where, errors=errors) for place in listed]
+            images[split] = [image for some in found for image in some or ()]
     if not images:
-        raise InputError(f"{where}: says neither train nor val")
-    return YoloFolder(file, known, images, None if shape is None else (int(shape[0]), int(shape[1])))
+        raise InputError(f"{where}: has neither train nor val; add the folders of their images")
+    if errors and not all(images.values()):
+        raise InputError("\n".join(map(str, errors)))
+    return YoloFolder(file, known, images, None if shape is None else (int(shape[0]), int(shape[1])), errors)
 
 
 def _check_names(names: Any, *, where: str) -> tuple[str, ...]:
@@ -92,12 +110,15 @@ def _read_data(file: Path) -> dict[str, Any]:
     """Read darknet's lines "key = value", with the names in the file that they name."""
     pairs = (line.partition("=") for line in read_text(file).splitlines())
     content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
-    names = read_text(_resolve(file.parent, content.get("names", ""), where=short_path(file)))
-    return {
-        **content,
-        "nc": content.get("classes"),
-        "names": [line.strip() for line in names.split("\n") if line.strip()],
-    }
+    if not content.get("names"):
+        raise InputError(f"{short_path(file)}: has no line names = FILE")
+    names = _read_names(_resolve(file.parent, content["names"], where=short_path(file)))
+    return {**content, "nc": content.get("classes"), "names": names}
+
+
+def _read_names(file: Path) -> list[str]:
+    """Read a file of class names, one a line."""
+    return [line for line in map(str.strip, read_text(file).splitlines()) if line]
 
 
 def _resolve(base: Path, place: str, *, where: str) -> Path:
@@ -105,34 +126,38 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     parts = PurePosixPath(place.strip().replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
-    while parts and not path.exists() and (parts[0] in ("/", "..") or not (base / parts[0]).exists()):
+    while parts and not exists(path) and (parts[0] in ("/", "..") or not exists(base / parts[0])):
         parts = parts[1:]
         path = base.joinpath(*parts)
-    if not parts or not path.exists():
+    if not parts or not exists(path):
         raise InputError(f"{where}: names {place.strip()!r}, which is not there; looked for {base / place.strip()}")
     return path
 
 
-def _list_images(base: Path, place: str, *, where: str) -> list[Path]:
-    """List the images of a folder, or those that a text file lists, in order."""
+def _list_images(base: Path, place: str, *, where: str, errors: list[InputError]) -> list[Path]:
+    """List the images of a folder, or those that a text file lists, in order, and what is wrong with its lines."""
     path = _resolve(base, place, where=where)
     if path.is_dir():
         return list_files(path, IMAGE_SUFFIXES, recursive=True)
+    listed: dict[Path, str] = {}
 
     def find(line: str, *, where: str) -> Path:
-        return _resolve(path.parent, line, where=where)
+        image = _resolve(path.parent, line, where=where)
+        if (first := listed.setdefault(image, where)) != where:
+            raise InputError(f"{where}: {line.strip()} was listed before, in {first}")
+        return image
 
-    return [*parse_lines(path, find).values()]
+    return [*parse_lines(path, find, on_error=errors.append).values()]
 
 
 def _split_by_folder(root: Path) -> dict[str, list[Path]]:
-    """List the images of a folder by the split that names of folders say; as train where they say none."""
-    images = list_files(root, IMAGE_SUFFIXES, recursive=True)
+    """List the images of a folder by the split that names of folders say, without those of test; as train, if none."""
     found: dict[str, list[Path]] = {}
-    for image in images:
+    for image in list_files(root, IMAGE_SUFFIXES, recursive=True):
         splits = [split for part in image.relative_to(root).parts[:-1] if (split := split_of(part))]
         found.setdefault(splits[0] if splits else "", []).append(image)
-    return {split: found[split] for split in SPLIT_KEYS} if found.keys() >= {*SPLIT_KEYS} else {"train": images}
+    found.pop("test", None)
+    return found if found.keys() == {*SPLIT_KEYS} else {"train": [image for some in found.values() for image in some]}
 
 
 class YoloDataset(DetectionDataset):
@@ -155,11 +180,11 @@ class YoloDataset(DetectionDataset):
     ) -> None:
         check_split(split)
         folder = root if isinstance(root, YoloFolder) else find_yolo(root)
+        for error in folder.errors:
+            on_error(error)
         images, note = _split_images(folder, split=split, seed=seed)
         texts = find_labels([*dict.fromkeys(image for listed in folder.images.values() for image in listed)])
-        where, notes = short_path(folder.path), list[str]()
-        if len(folder.images) == 2 and (shared := len(set(folder.images["train"]) & set(folder.images["val"]))):
-            notes.append(f"{where}: {shared} images are in train and in val: the score will be too good")
+        where = short_path(folder.path)
         first = {text: image for image, text in reversed(texts.items())}
         for image in [image for image in images if first[texts[image]] != image]:
             other = f"{first[texts[image]].name} has the same label file, {short_path(texts[image])}"
@@ -168,13 +193,14 @@ class YoloDataset(DetectionDataset):
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
         self._texts = [texts[image] for image, _ in sized]
         if sized and not any(text.is_file() for text in self._texts):
-            raise InputError(f"{where}: none of {len(sized)} {split} images has a label file, such as {self._texts[0]}")
+            of_split = "" if split == "all" else f"{split} "
+            raise InputError(
+                f"{where}: none of {len(sized)} {of_split}images has a label file, such as {self._texts[0]}"
+            )
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
-        chosen, more = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
-        notes += more
-        if bare := sum(not text.is_file() for text in self._texts):
-            notes.append(f"{bare} of {len(sized)} {split} images have no label file: they count as without objects")
+        chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
+        notes += unlabelled_note([text.is_file() for text in self._texts], split=split, what="label")
         known = set(texts.values())
         for place in sorted({text.parent for text in self._texts}):
             names = {text.name for text in list_files(place, [".txt"]) if text not in known}

@@ -14,7 +14,9 @@ from tinydet.files import parse_float, parse_lines, short_path
 FARTHEST = 2.0  # sides of an image from its corner: what is further is no share of it
 BESIDE = 0.5  # sides of an image by which the points of an outline may lie outside
 MARGIN = 0.05  # sides of a box by which its keypoints may lie outside
-FEW_ROWS, FEW_POINTS = 3, 3  # from which on outlines do not all hold their other points in a box made of the first two
+SHORT = 7  # words of a row of a class, a box, a score and a track id
+USUAL = 0.8  # of the longer rows: outlines are not of one length
+FEW_ROWS = 3  # from which on a length may be usual
 EXPECTED = "expected a class, and a box, an outline, a box and keypoints, or a box with a score or a track id"
 
 
@@ -37,17 +39,16 @@ def read_yolo(
     files = [parse_lines(path, _parse_row, classes, on_error=on_error) if path.is_file() else {} for path in paths]
     rows = [(i, n, row) for i, file in enumerate(files) for n, row in file.items()]
     lengths, boxes, good = np.array([len(row) for *_, row in rows]), np.zeros((len(rows), 4)), np.zeros(len(rows), bool)
-    long = [int(length) for length in np.unique(lengths) if length > 7]
     for length in np.unique(lengths):
         index = np.flatnonzero(lengths == length)
-        boxes[index], faults = _to_boxes(np.array([rows[m][2][1:] for m in index]), keypoints, alone=len(long) == 1)
+        usual = len(index) >= USUAL * (lengths > SHORT).sum()
+        boxes[index], faults = _to_boxes(np.array([rows[m][2][1:] for m in index]), keypoints, usual=usual)
         good[index] = [not fault for fault in faults]
         for m, fault in zip(index, faults, strict=True):
             if fault:
                 on_error(InputError(f"{short_path(paths[rows[m][0]])}:{rows[m][1]}: {fault}"))
-    labels, lines = (
-        np.array(column, dtype=np.int64) for column in ([row[0] for *_, row in rows], [n for _, n, _ in rows])
-    )
+    labels = np.array([row[0] for *_, row in rows], dtype=np.int64)
+    lines = np.array([n for _, n, _ in rows], dtype=np.int64)
     ends = np.cumsum([0, *map(len, files)])
     parts = (np.arange(start, end)[good[start:end]] for start, end in pairwise(ends))
     return [Objects(labels[part], boxes[part], lines[part].tolist()) for part in parts]
@@ -70,11 +71,9 @@ def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
     return row
 
 
-def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: bool) -> tuple[np.ndarray, list[str]]:
+def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None, *, usual: bool) -> tuple[np.ndarray, list[str]]:
     """Compute xyxy boxes of rows of one length, float[R n] -> float[R 4], shares of the image, and what is wrong."""
-    kind, error = _row_kind(rows, keypoints, alone=alone)
-    if error:
-        return np.zeros((len(rows), 4)), [f"{error} ({_format(row)})" for row in rows]
+    kind, error = _row_kind(rows, keypoints, usual=usual)
     if kind == "outline":
         points = rows.reshape(len(rows), -1, 2)
         boxes = np.concatenate([points.min(1), points.max(1)], axis=1)
@@ -86,6 +85,8 @@ def _to_boxes(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: boo
         faults[i] = f"the {kind} {_format(boxes[i])} (x1 y1 x2 y2) has no width or no height"
     for i in np.flatnonzero((abs(boxes) > FARTHEST).any(1)).tolist():
         faults[i] = f"the {kind} {_format(boxes[i])} (x1 y1 x2 y2) is not in shares of its image; are these pixels?"
+    for i in np.flatnonzero(error != "").tolist():
+        faults[i] = f"{error[i]} ({_format(rows[i])})"
     return boxes, faults
 
 
@@ -94,16 +95,17 @@ def _format(row: np.ndarray) -> str:
     return " ".join(f"{value:g}" for value in row.tolist())
 
 
-def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: bool) -> tuple[str, str]:
-    """Tell what rows of one length, float[R n], are: "box" or "outline"; or else what is wrong with them.
+def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None, *, usual: bool) -> tuple[str, np.ndarray]:
+    """Tell what rows of one length, float[R n], are, "box" or "outline", and what is wrong with each, str[R].
 
-    `alone`: there are no longer rows of another length, as there are among outlines.
+    `usual`: most rows that are longer than a box, a score and a track id are of this length.
     """
-    n = rows.shape[1]
+    n, nothing = rows.shape[1], np.full(len(rows), "", dtype=object)
     if n == 4 or (keypoints and n - 4 - keypoints[0] * keypoints[1] in (0, 1)):  # with a score, where it was predicted
-        return "box", ""
+        return "box", nothing
     if keypoints and keypoints[0]:
-        return "", f"expected a class, a box, and {keypoints[0]} keypoints of {keypoints[1]} numbers, as kpt_shape says"
+        text = f"expected a class, a box, and {keypoints[0]} keypoints of {keypoints[1]} numbers, as kpt_shape says"
+        return "box", nothing + text
     scored, numbered = np.less_equal(abs(rows[:, 4] - 0.5), 0.5), np.equal(rows[:, -1] % 1, 0)
     readings: dict[str, np.ndarray] = {}  # by what may follow a box: bool[R]
     if n == 5:
@@ -111,27 +113,30 @@ def _row_kind(rows: np.ndarray, keypoints: tuple[int, int] | None, *, alone: boo
     if n == 6:
         readings["a score and a track id"] = scored & numbered
     if n >= 7 and n % 3 == 1:
-        readings[f"{n // 3 - 1} keypoints and their visibility"] = np.asarray(np.isin(rows[:, 6::3], (0, 1, 2)).all(1))
+        readings[f"{n // 3 - 1} keypoints and their visibility"] = np.isin(rows[:, 6::3], (0, 1, 2)).min(1)
     if n % 2 == 0:
-        readings[f"{n // 2 - 2} keypoints"] = _like_keypoints(rows, alone=alone)
-    outline = n % 2 == 0 and bool((abs(rows - 0.5) <= 0.5 + BESIDE).all())
-    for name, fits in readings.items():
-        if not outline and fits.all():
-            return "box", ""
-        if outline and fits.mean() > 0.5 and keypoints is None:
-            both = f"an outline of {n // 2} points, or a box and {name}"
-            return "", f"may be {both}: name kpt_shape in data.yaml, [0, 0] for outlines"
-    return ("", EXPECTED) if n % 2 else ("outline", "")
+        readings[f"{n // 2 - 2} keypoints"] = _like_keypoints(rows, usual=usual)
+    outline = (abs(rows - 0.5) <= 0.5 + BESIDE).all(1) if n % 2 == 0 else np.zeros(len(rows), bool)
+    name, fits = max(readings.items(), key=lambda item: item[1].mean(), default=("", np.zeros(len(rows), bool)))
+    if not outline.all() and (n % 2 or ((fits | outline).all() and fits.mean() > 0.5)):
+        return "box", np.where(fits, "", EXPECTED)
+    if keypoints is None and fits.mean() > (0.5 if n == 6 else 0.1):
+        both = f"an outline of {n // 2} points, or a box and {name}"
+        return "box", nothing + f"may be {both}: name kpt_shape in data.yaml, [0, 0] for outlines"
+    return "outline", nothing
 
 
-def _like_keypoints(rows: np.ndarray, *, alone: bool) -> np.ndarray:
+def _like_keypoints(rows: np.ndarray, *, usual: bool) -> np.ndarray:
     """Tell which rows look like a box and points within, and would be odd outlines. float[R n] -> bool[R]."""
-    centres, sizes, points = rows[:, None, :2], rows[:, None, 2:4], rows[:, 4:].reshape(len(rows), -1, 2)
-    inside = (abs(points - centres) <= (0.5 + MARGIN) * sizes).all((1, 2))
-    if alone and len(rows) >= FEW_ROWS and points.shape[1] >= FEW_POINTS and inside.all():
-        return inside
-    others = np.concatenate([centres, points], axis=1)
-    low, high, second = others.min(1), others.max(1), rows[:, 2:4]
+    points = rows.reshape(len(rows), -1, 2)
+    centres, sizes, others = points[:, :1], points[:, 1:2], np.delete(points, 1, axis=1)
+    inside = (abs(others - centres) <= (0.5 + MARGIN) * sizes).all((1, 2))
+    extent = others.max(1) - others.min(1)
+    if usual and len(rows) >= FEW_ROWS and points.shape[1] >= 4 and inside.mean() > 0.95:
+        # Outlines have as many points as they need, or are four corners: those of a rotated box end where they began.
+        turned = abs(points[:, 0] + points[:, 2] - points[:, 1] - points[:, 3]) <= 0.25 * extent
+        if points.shape[1] > 4 or turned.all(1).mean() < 0.5:
+            return inside
     # As the second point of an outline, the sizes lie further from all other points than these from each other.
-    distance = np.maximum(low - second, second - high)
-    return inside & (distance > high - low).any(1)
+    distance = np.maximum(others.min(1) - points[:, 1], points[:, 1] - others.max(1))
+    return inside & (distance > extent).any(1)

@@ -101,8 +101,10 @@ def crowded_notes(truth: CocoTruth) -> list[str]:
     """Say, in a note or none, how many images hold more objects than detections count or are kept in validation."""
     most = MAX_DETECTIONS[-1]
     crowded = int((np.bincount(truth.images[~truth.crowd]) > most).sum())
+    if not crowded:
+        return []
     limits = f"COCO's AP counts {most} detections an image and class, and validation keeps {most} an image"
-    return [f"{crowded} {'images hold' if crowded > 1 else 'image holds'} more than {most} objects; {limits}"][:crowded]
+    return [f"{crowded} {'images hold' if crowded > 1 else 'image holds'} more than {most} objects; {limits}"]
 
 
 def _check(truth: CocoTruth, result: CocoResult, *, classes: int) -> None:

@@ -70,6 +70,7 @@ def max_anchor_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     Returns:
         float[N], float32 at least; 0 where there are no anchors.
     """
+    boxes = at_least_float32(boxes)
     if not len(anchors) or not len(boxes):
-        return at_least_float32(boxes).new_zeros(len(boxes))
+        return boxes.new_zeros(len(boxes))
     return torch.cat([iou(chunk, anchors).amax(1) for chunk in boxes.split(8)])  # keeps [8 A] in the cache

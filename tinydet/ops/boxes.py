@@ -68,11 +68,11 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
         a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
-        float[... N M] in [0, 1], float32 at least; 0 where both boxes are empty.
+        float[... N M] in [0, 1], of the dtype of both; 0 where both boxes are empty.
     """
     shared = intersection(a, b)
     union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - shared
-    return shared / union.where(union > 0, 1)
+    return (shared / union.where(union > 0, 1)).to(torch.promote_types(a.dtype, b.dtype))
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:

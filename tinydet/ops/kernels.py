@@ -161,7 +161,7 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
     result = []
     for box, label in zip(boxes, labels, strict=True):
         rows = (label >= 0).nonzero()[:, 0]
-        objects = box[rows]
+        objects = at_least_float32(box[rows])
         size = area(objects)[:, None]
         overlap = areas.new_zeros(max(1, len(rows)), *areas.shape)
         touching = ((objects[:, None, :2] < high) & (objects[:, None, 2:] > low)).all(2)

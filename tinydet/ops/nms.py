@@ -35,6 +35,8 @@ def nms(
         int64[D]: kept rows, best first.
     """
 
+    boxes = at_least_float32(boxes)
+
     def suppresses(a: Tensor, b: Tensor) -> Tensor:  # of rows int64[P], int64[Q] -> bool[P Q]
         overlapping = iou(boxes[a], boxes[b]) > iou_threshold
         return overlapping if labels is None else overlapping & (labels[a][:, None] == labels[b])
@@ -75,7 +77,7 @@ def soft_nms(
 
     Reference: Bodla et al., Soft-NMS.
     """
-    dtype, scores = scores.dtype, at_least_float32(scores)
+    dtype, boxes, scores = scores.dtype, at_least_float32(boxes), at_least_float32(scores)
     limit = len(boxes) if max_detections is None else min(max_detections, len(boxes))
     if 0 < 4 * limit < len(boxes):
         # Scores only fall: where those of the boxes left out are below the last that is kept, none of them would be.
@@ -112,7 +114,7 @@ def fixed_shape_nms(
     Returns:
         int64[B D] and float[B D]: kept rows, best first, and their scores; 0 where none is left.
     """
-    dtype, scores = scores.dtype, at_least_float32(scores)
+    dtype, boxes, scores = scores.dtype, at_least_float32(boxes), at_least_float32(scores)
     overlap = iou(boxes, boxes)  # [B N N]
     decay = torch.exp(-overlap.square() / SIGMA) if method == "soft" else (overlap <= iou_threshold).to(scores.dtype)
     decay = decay.where(labels[:, :, None] == labels[:, None], 1)
