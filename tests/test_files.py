@@ -105,6 +105,12 @@ def test_paths_have_the_name_that_agrees_longest(paths: list[str | Path], rows: 
     assert match_paths(paths, NAMES) == rows
 
 
+def test_folders_that_all_names_have_say_nothing() -> None:
+    assert match_paths(["other/8.jpg", "7.jpg"], ["C:\\set\\7.jpg", "C:\\set\\8.jpg"]) == [1, 0]
+    with pytest.raises(InputError, match=r"^cam2/7.jpg: the annotations have only x/cam1/7.jpg, of another folder$"):
+        match_paths(["cam2/7.jpg"], ["x/cam1/7.jpg", "x/cam2/8.jpg"])
+
+
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
@@ -114,12 +120,6 @@ def test_paths_have_the_name_that_agrees_longest(paths: list[str | Path], rows: 
         (["a/0003.jpg", "b/0003.jpg"], "b/0003.jpg: the annotations have one image, 0003.jpg, for it and for a/0003"),
     ],
 )
-def test_folders_that_all_names_have_say_nothing() -> None:
-    assert match_paths(["other/8.jpg", "7.jpg"], ["C:\\set\\7.jpg", "C:\\set\\8.jpg"]) == [1, 0]
-    with pytest.raises(InputError, match=r"^cam2/7.jpg: the annotations have only x/cam1/7.jpg, of another folder$"):
-        match_paths(["cam2/7.jpg"], ["x/cam1/7.jpg", "x/cam2/8.jpg"])
-
-
 def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         match_paths(paths, NAMES)
