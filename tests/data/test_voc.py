@@ -271,7 +271,8 @@ def test_the_image_tells_its_size(tmp_path: Path) -> None:
     assert dataset.names.tolist() == ["a", "c", "d"]
     assert dataset.sizes.tolist() == [[HEIGHT, WIDTH]] * 3
     assert dataset.notes == (
-        "1 XML files state another size than their image has; the image's is used: Annotations/d.xml 160x80, image 80x40",
+        "1 XML files state another size than their image has; the image's is used: "
+        "Annotations/d.xml 160x80, image 80x40",
     )
 
 
