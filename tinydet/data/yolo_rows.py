@@ -65,7 +65,7 @@ def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
         row = [math.nan]
     if not all(map(math.isfinite, row)):
         for i, word in enumerate(words):
-            parse_float(word, where=f"{where}: {f'number {i}' if i else 'class'}")
+            parse_float(word, where=f"{where}: {f'value {i}' if i else 'class'}")
     if not row[0].is_integer() or not 0 <= row[0] < classes:
         raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
     return row
