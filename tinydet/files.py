@@ -49,12 +49,28 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
     return sorted(files)
 
 
-def files_by_stem(folder: PathLike, suffixes: Collection[str], *, on_error: OnError = raise_error) -> dict[str, Path]:
-    """Map names to the files of a folder that have one of the suffixes; two of one name are an error."""
+def list_folders(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """List the folders in a folder, all or those of these names in any case, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # a folder next door that is not for everybody
+        return []
+    return [folder / name for name in found if names is None or name.lower() in names]
+
+
+def files_by_stem(
+    folder: Path, suffixes: Collection[str], *, recursive: bool = False, on_error: OnError = raise_error
+) -> dict[str, Path]:
+    """Map names to the files of a folder that have one of the suffixes; two of one name are an error.
+
+    Names of files further down begin with their folders: cam1/0001.
+    """
     paths: dict[str, Path] = {}
-    for path in list_files(folder, suffixes):
-        if (first := paths.setdefault(path.stem, path)) != path:
-            on_error(InputError(f"{folder}: {path.stem!r} is there twice, {first.name} and {path.name}"))
+    for path in list_files(folder, suffixes, recursive=recursive):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if (first := paths.setdefault(name, path)) != path:
+            on_error(InputError(f"{folder}: {name!r} is there twice, {first.name} and {path.name}"))
     return paths
 
 
@@ -126,8 +142,9 @@ def parse_lines(path: PathLike, parse: Callable[..., T], *args: Any, on_error: O
 
 def read_json(path: PathLike) -> Any:
     """Read a JSON file as `read_text` does; the error where it is not JSON names the line and the character."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{short_path(path)}:{error.lineno}"
         raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
@@ -141,6 +158,8 @@ def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
 
     try:
         return yaml.load(read_text(path), Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
+    except RecursionError:
+        raise InputError(f"{short_path(path)}: not YAML that can be read (lists in lists in lists)") from None
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -162,7 +181,7 @@ def paused_gc() -> Iterator[None]:
 def parse_float(word: str, *, where: str) -> float:
     """Parse one finite number; `where` begins the message of the InputError where it is not one."""
     try:
-        value = float(word)
+        value = float(word if "_" not in word else "")  # Python's own digits may be grouped
     except ValueError:
         raise InputError(f"{where} is not a number ({word!r})") from None
     if not math.isfinite(value):

@@ -339,6 +339,22 @@ def test_other_data_beside_the_folder_are_left_alone(tmp_path: Path) -> None:
         CocoDataset(path, "all")
 
 
+def test_a_file_of_no_split_beside_one_of_a_split(tmp_path: Path) -> None:
+    for name in ("annotations/instances_default.json", "annotations/instances_Validation.json"):
+        write_coco(tmp_path / name, content())
+    with pytest.raises(InputError, match=r"instances_default\.json: give the path of the annotations"):
+        find_coco(tmp_path)
+    (tmp_path / "annotations/instances_default.json").rename(tmp_path / "annotations/instances_test.json")
+    assert find_coco(tmp_path) == {"all": tmp_path / "annotations/instances_Validation.json"}
+
+
+def test_images_of_another_split_are_not_taken(tmp_path: Path) -> None:
+    write_coco(tmp_path / "train.json", content(), images=tmp_path / "train")
+    (tmp_path / "val.json").write_text(json.dumps(content()))
+    with pytest.raises(InputError, match=r"val\.json: found none of its 3 images"):
+        CocoDataset(tmp_path, "val")
+
+
 def test_one_file_of_two_images(tmp_path: Path) -> None:
     data = content()
     data["images"][0]["file_name"] = "./p2.png"

@@ -82,7 +82,7 @@ def test_results_come_back_as_they_were_written(tmp_path_factory: pytest.TempPat
         (CAR.replace("10.00", "10,00"), "x1 is not a number ('10,00')"),
         (CAR.replace("44.49", "nan"), "z is not finite ('nan')"),
         (CAR.replace("60.00", "1e999"), "x2 is not finite ('1e999')"),
-        (CAR.replace(" 0 ", " 0.5 "), "occluded is not a whole number ('0.5')"),
+        (CAR.replace(" 0 ", " 0.5 "), "occluded is not a whole number from 0 to 3 ('0.5')"),
         (label_line("Car", (60, 20, 10.5, 50)), "x2 < x1 (10.5, 60)"),
         (label_line("DontCare", (10, 50, 60, 20)), "y2 < y1 (20, 50)"),
         (label_line("Car", (10, 20, 10, 50)), "x2 == x1 (10, 10)"),

@@ -164,7 +164,8 @@ BOX, OUTLINE = [0.3, 0.4, 0.5, 0.6], [0.1, 0.1, 0.4, 0.6]  # xyxy of the rows be
         (["0 .4 .5 .2 .2 .35 .45 .4 .5 .45 .55"], (3, 2), BOX),
         (["0 .4 .5 .2 .2 .35 .45 2 .4 .5 0 .45 .55 1"], (3, 3), BOX),
         (["0 .4 .5 .2 .2 .35 .45 2 .4 .5 0"], None, BOX),  # no outline has a corner at 2
-        (["0 .4 .5 .2 .2 .35 .45 2"], None, BOX),
+        (["0 .1 .1 .4 .1 .4 .6 .1 .6 .9"], None, OUTLINE),  # with a score
+        (["0 .1 .1 .4 .1 .4 .6 .1 .6 .9 3"], None, OUTLINE),  # and a track id
         (["0 .1 .1 .4 .1 .4 .6 .1 .6"], None, OUTLINE),
         (["0 .1 .1 .4 .1 .4 .6"], None, OUTLINE),
         (["0 .1 .1 .4 .1 .4 .6 .1 .6"], (0, 0), OUTLINE),
@@ -200,7 +201,13 @@ def test_what_a_row_is_is_told_by_rule(
             "an outline of 5 points, or a box and 2 keypoints and their visibility",
         ),
         ("0 .4 .5 .2 .2 .4 .5", (3, 2), "expected a class, a box, and 3 keypoints of 2 numbers, as kpt_shape says"),
-        ("0 .4 .5 .2 .2 .4 .5 .7", None, "expected a class, and a box, an outline, a box and keypoints"),
+        ("0 .4 .5 .2 .2 .4 .5 -.7", None, "expected a class, and a box, an outline, a box and keypoints"),
+        (
+            "0 .4 .5 .2 .2 .35 .45 2",
+            None,
+            "a box and 1 keypoints and their visibility, or an outline of 3 points and a",
+        ),
+        ("0 .1 .1 .4 .1 .4 .6 .1 .6 .9 1", None, "an outline of 5 points, or an outline of 4 points and a score and a"),
     ],
 )
 def test_what_fits_two_readings_is_named(
@@ -336,11 +343,10 @@ def test_all_that_is_wrong_in_lists_is_named(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, YAML.replace("images/train", "list.txt"), LABELS)
     (root / "list.txt").write_text("images/train/a.png\n" + "x" * 300 + ".png\ngone.png\n./images/train/a.png\n")
     errors: list[InputError] = []
-    assert len(YoloDataset(root, on_error=errors.append)) == 1
-    assert [str(error).partition(":")[2].partition(":")[0] for error in errors] == ["2", "3", "4"]
-    assert str(errors[2]).endswith(
-        "list.txt:4: ./images/train/a.png was listed before, in " + f"{tmp_path.name}/list.txt:1"
-    )
+    train = YoloDataset(root, on_error=errors.append)
+    assert len(train) == 2
+    assert [str(error).partition(":")[2].partition(":")[0] for error in errors] == ["2", "3"]
+    assert "data.yaml: 1 train images are listed more than once" in train.notes[0]
     (root / "data.yaml").write_text("train: a\nval: b\nnames: [cat, dog]\n")
     with pytest.raises(InputError, match=r"names 'a', which is not there.*\n.*names 'b', which is not there"):
         YoloDataset(root)
@@ -358,17 +364,30 @@ def test_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
     ("yaml", "said"),
     [
         ("kpt_shape: [[17, 3], 2]", "kpt_shape must be"),
-        ("path: [a, b]", None),
+        ("path: [a, b]", "path must be one folder, got"),
         ("kpt_shape: {a: 2}", "kpt_shape must be"),
     ],
 )
-def test_values_of_other_types(tmp_path: Path, yaml: str, said: str | None) -> None:
+def test_values_of_other_types(tmp_path: Path, yaml: str, said: str) -> None:
     root = write_yolo(tmp_path, f"{YAML}{yaml}\n", LABELS)
-    if said is None:
-        assert len(YoloDataset(root)) == 2
-    else:
-        with pytest.raises(InputError, match=said):
-            YoloDataset(root)
+    with pytest.raises(InputError, match=said):
+        YoloDataset(root)
+
+
+def test_an_empty_line_among_the_classes(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "", LABELS)
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("cat\n\ndog\n\n")
+    with pytest.raises(InputError, match=r"classes\.txt:2: an empty line among the classes"):
+        YoloDataset(root)
+
+
+def test_splits_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
+    root = write_yolo(
+        tmp_path, "train: /x/train/images\nval: /x/valid/images\nnames: [cat, dog]", {"a": "0 .5 .5 .1 .1"}
+    )
+    with pytest.raises(InputError, match=r"names '/x/train/images', which is not there"):
+        YoloDataset(root)
 
 
 @pytest.mark.parametrize("split_folders", [True, False])

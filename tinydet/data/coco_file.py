@@ -3,7 +3,7 @@
 import os
 import re
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ import numpy as np
 from tinydet.data.dataset import CocoAnnotations
 from tinydet.data.splits import split_of
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, list_files, paused_gc, read_json, short_path
+from tinydet.files import PathLike, list_files, list_folders, paused_gc, read_json, short_path
 
 # Other kinds of COCO's annotations, which lie beside those of objects.
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 IMAGE_FOLDERS = ("images", "imgs", "img", "data", "jpegimages")  # that may hold a folder for each split
 SAMPLE = 1000  # file names that tell where the images are
-LARGEST = 1e9  # side of a box in pixels
+LARGEST = 1e15  # number of a box or a score
 NUMBERS = {int, float}  # JSON's; a bool is not one
 
 Id = int | str
@@ -34,20 +34,23 @@ def find_coco(root: PathLike) -> dict[str, Path]:
         raise NotFoundError(f"{root}: not a JSON file")
     # In the folder, in its `annotations`, or one in the folder of each split.
     files = [
-        (file.stem, file) for folder in (root, *_subfolders(root, ["annotations"])) for file in _json_files(folder)
+        (file.stem, file) for folder in (root, *list_folders(root, ["annotations"])) for file in _json_files(folder)
     ]
-    splits = [folder for folder in _subfolders(root) if split_of(folder.name)]
+    splits = [folder for folder in list_folders(root) if split_of(folder.name)]
     files += [(folder.name, some[0]) for folder in splits if len(some := _json_files(folder)) == 1]
     found: dict[str, Path] = {}
     for name, file in files:
-        split = "all" if len(files) == 1 else split_of(name)
+        split = split_of(name) or ("all" if len(files) == 1 else None)
         if split not in (None, "test") and (first := found.setdefault(split, file)) != file:
             raise InputError(f"{root}: both {short_path(first)} and {short_path(file)} may be the {split} annotations")
     if not files:
         raise NotFoundError(f"{root}: found no COCO annotations: no JSON there, in annotations, or beside the images")
-    if not found:
-        raise InputError(f"{root}: {', '.join(short_path(file) for _, file in files)}: give the path of one")
-    return found if len(found) == 2 else {"all": next(iter(found.values()))}
+    if len(found) == 2:
+        return found
+    if not found or any(file not in found.values() and split_of(name) != "test" for name, file in files):
+        listed = ", ".join(short_path(file) for _, file in files[:5]) + (", ..." if len(files) > 5 else "")
+        raise InputError(f"{root}: {listed}: give the path of the annotations")
+    return {"all": next(iter(found.values()))}
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -55,26 +58,17 @@ def _json_files(folder: Path) -> list[Path]:
     return [file for file in list_files(folder, [".json"]) if not file.name.startswith(OTHER_TASKS)]
 
 
-def _subfolders(folder: Path, names: Collection[str] | None = None) -> list[Path]:
-    """List the folders in a folder, all or those of these names in any case, in order."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:  # a folder next door that is not for everybody
-        return []
-    return [folder / name for name in found if names is None or name.lower() in names]
-
-
 def _image_folders(path: Path) -> Iterator[list[Path]]:
     """List where the images of a file of annotations may be, in groups: first what is called as the file is."""
     path, words, split = path.absolute(), re.split(r"[^a-z0-9]+", path.stem.lower()), split_of(path.stem)
     for root in (path.parent, path.parent.parent):
-        inner, common = _subfolders(root), _subfolders(root, IMAGE_FOLDERS)
-        deeper = [folder for place in common for folder in _subfolders(place)]
+        inner, common = list_folders(root), list_folders(root, IMAGE_FOLDERS)
+        deeper = [folder for place in common for folder in list_folders(place)]
         alike = [one for one in inner + deeper if one.name.lower() in words or (split and split_of(one.name) == split)]
         yield alike
         # A folder up, other folders are of other data.
-        yield [one for one in (root, *(inner if root == path.parent else common), *deeper) if one not in alike]
+        others = [one for one in (root, *(inner if root == path.parent else common), *deeper) if one not in alike]
+        yield [one for one in others if not (split and split_of(one.name)) or one == root]
 
 
 def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -141,7 +135,7 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
     names = [str(one["name"]) for one in categories.values()]
     lower = [name.lower() for name in names]
     if twice := [name for name in lower if lower.count(name) > 1]:
-        raise InputError(f"{where}: two categories are called {twice[0]!r}")
+        on_error(InputError(f"{where}: two categories are called {twice[0]!r}"))
     rows, labels = ({one: row for row, one in enumerate(ids)} for ids in (images, categories))
     table = array("d")
     for n, one in enumerate(entries):
@@ -232,6 +226,8 @@ def parse_bbox(box: Any, *, where: str) -> list[float]:
     """Check that a box is left, top, width and height; `where` begins the message of the InputError if it is not."""
     if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         raise InputError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
-    if not all(abs(side) < LARGEST for side in box) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
-        raise InputError(f"{where}: bbox {str(box)[:80]} has a negative side, or one that is not finite")
+    if not all(abs(side) <= LARGEST for side in box) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
+        raise InputError(
+            f"{where}: bbox {str(box)[:80]} has a negative side, or one that is no finite number to {LARGEST:g}"
+        )
     return box

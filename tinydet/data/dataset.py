@@ -147,7 +147,7 @@ class DetectionDataset(Dataset[Example]):
             on_error(InputError(f"{where}: box {box} (x1 y1 x2 y2) lies outside of its {width}x{height} image"))
         inside, whole = ((box[:, 2:] - box[:, :2]).clip(0).prod(axis=1) for box in (boxes, columns.boxes))
         objects = columns.labels >= 0
-        if leaving := int(((inside < (1 - SLIVER) * whole) & objects).sum()):
+        if leaving := int(((inside < (1 - SLIVER) * whole) & objects & ~empty).sum()):
             text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}"
             self.notes += (f"{text}: corners instead of sizes? labels of another resolution?",)
         keep = (columns.labels != BACKGROUND) & ~empty

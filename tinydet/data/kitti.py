@@ -52,8 +52,8 @@ def _parse_line(line: str, fields: Sequence[str], *, where: str) -> tuple[str, l
         # Detectors that clip to the image write empty boxes, and the official program counts them as false positives.
         if high < low or (high == low and "score" not in fields):
             raise InputError(f"{where}: {axis}2 {'<' if high < low else '=='} {axis}1 ({high:g}, {low:g})")
-    if not values[1].is_integer():
-        raise InputError(f"{where}: occluded is not a whole number ({words[2]!r})")
+    if not values[1].is_integer() or abs(values[1]) > 9:
+        raise InputError(f"{where}: occluded is not a whole number from 0 to 3 ({words[2]!r})")
     return words[0], values
 
 

@@ -39,8 +39,10 @@ class YoloFolder(NamedTuple):
 def find_yolo(root: PathLike) -> YoloFolder:
     """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
     root, kinds = Path(root), (".yaml", ".yml", ".data")
-    files = list_files(root, kinds) if root.is_dir() else [root] if root.suffix.lower() in kinds else []
+    files = list_files(root, kinds)
     files = [file for file in files if file.stem.lower() in ("data", "obj")] or [*filter(_has_names, files)]
+    if root.is_file() and root.suffix.lower() in kinds:
+        files = [root]
     if len(files) > 1:
         raise InputError(f"{root}: {', '.join(file.name for file in files)}: give the path of one")
     if files:
@@ -59,7 +61,7 @@ def find_yolo(root: PathLike) -> YoloFolder:
 
 def _has_names(file: Path) -> bool:
     """Say whether a file may be one of YOLO's, and not of another program's."""
-    return re.search(r"^\s*names\s*[:=]", read_text(file), re.MULTILINE) is not None
+    return re.search(r"\bnames\b", read_text(file)) is not None
 
 
 def _read_config(file: Path) -> YoloFolder:
@@ -75,7 +77,9 @@ def _read_config(file: Path) -> YoloFolder:
         raise InputError(f"{where}: nc is {nc}, and there are {len(known)} names")
     if shape is not None and not (isinstance(shape, list) and [str(one).isdecimal() for one in shape] == [True, True]):
         raise InputError(f"{where}: kpt_shape must be [keypoints, numbers of each], got {shape!r}")
-    base, errors = file.parent / str(content.get("path") or ""), list[InputError]()
+    if not isinstance(place := content.get("path", ""), str):
+        raise InputError(f"{where}: path must be one folder, got {place!r}")
+    base, errors = file.parent / place, list[InputError]()
     base, images = base if base.is_dir() else file.parent, dict[str, list[Path]]()
     for split, keys in SPLIT_KEYS.items():
         if places := next((content[key] for key in keys if content.get(key) not in (None, "", "null", "~")), None):
@@ -117,8 +121,13 @@ def _read_data(file: Path) -> dict[str, Any]:
 
 
 def _read_names(file: Path) -> list[str]:
-    """Read a file of class names, one a line."""
-    return [line for line in map(str.strip, read_text(file).splitlines()) if line]
+    """Read a file of class names, one a line; an empty one among them would count as a class to other tools."""
+    names = [line.strip() for line in read_text(file).rstrip().splitlines()]
+    if "" in names:
+        raise InputError(
+            f"{short_path(file)}:{names.index('') + 1}: an empty line among the classes; delete or name it"
+        )
+    return names
 
 
 def _resolve(base: Path, place: str, *, where: str) -> Path:
@@ -126,7 +135,12 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     parts = PurePosixPath(place.strip().replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
-    while parts and not exists(path) and (parts[0] in ("/", "..") or not exists(base / parts[0])):
+    while (
+        parts
+        and not exists(path)
+        and not split_of(parts[0])
+        and (parts[0] in ("/", "..") or not exists(base / parts[0]))
+    ):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
@@ -139,13 +153,9 @@ def _list_images(base: Path, place: str, *, where: str, errors: list[InputError]
     path = _resolve(base, place, where=where)
     if path.is_dir():
         return list_files(path, IMAGE_SUFFIXES, recursive=True)
-    listed: dict[Path, str] = {}
 
     def find(line: str, *, where: str) -> Path:
-        image = _resolve(path.parent, line, where=where)
-        if (first := listed.setdefault(image, where)) != where:
-            raise InputError(f"{where}: {line.strip()} was listed before, in {first}")
-        return image
+        return _resolve(path.parent, line, where=where)
 
     return [*parse_lines(path, find, on_error=errors.append).values()]
 
@@ -183,6 +193,7 @@ class YoloDataset(DetectionDataset):
         for error in folder.errors:
             on_error(error)
         images, note = _split_images(folder, split=split, seed=seed)
+        again = len(images) - len(set(images))
         texts = find_labels([*dict.fromkeys(image for listed in folder.images.values() for image in listed)])
         where = short_path(folder.path)
         first = {text: image for image, text in reversed(texts.items())}
@@ -200,6 +211,7 @@ class YoloDataset(DetectionDataset):
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
         chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
+        notes += [f"{where}: {again} {split} images are listed more than once"] if again else []
         notes += unlabelled_note([text.is_file() for text in self._texts], split=split, what="label")
         known = set(texts.values())
         for place in sorted({text.parent for text in self._texts}):
