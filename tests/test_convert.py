@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.data.test_coco import annotation, content, write_coco
 from tests.data.test_voc import CAT, DOG, voc_object, voc_xml, write, write_voc
-from tests.data.test_yolo import YAML, write_yolo
+from tests.data.test_yolo import LABELS, YAML, write_yolo
 from tests.kitti_folders import label_line, write_frame, write_kitti
 from tinydet.cli import main
 from tinydet.convert import WRITERS, convert_data
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.open import open_dataset
-from tinydet.data.voc import read_voc
+from tinydet.data.voc_xml import read_voc
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 
@@ -258,6 +258,13 @@ def test_an_image_that_must_be_converted_is_read_before_the_work(tmp_path: Path)
     whole = image.with_suffix(".bmp").read_bytes()
     image.with_suffix(".bmp").write_bytes(whole[: len(whole) // 2])
     assert "x.bmp: not a readable image" in refused(root, tmp_path / "out", to="kitti")
+
+
+def test_names_that_do_not_read_back(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "yolo", YAML, {"train/a\nb": "0 .5 .5 .5 .5\n", "val/y": "1 .5 .5 .5 .5\n"})
+    assert "lists cannot hold its name; rename it" in refused(root, tmp_path / "out", to="voc")
+    same = write_yolo(tmp_path / "same", YAML.replace("images/val", "images/train"), LABELS)
+    assert "a.png is in train and in val, which kitti cannot hold" in refused(same, tmp_path / "out", to="kitti")
 
 
 def test_names_with_two_suffixes(tmp_path: Path) -> None:

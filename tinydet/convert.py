@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -141,11 +142,11 @@ def _not_chosen(datasets: Mapping[str, DetectionDataset]) -> list[str]:
 
 def _spell(classes: Sequence[str], *, to: str) -> tuple[list[str], list[str]]:
     """Spell class names as a format can hold them, and note which that changes."""
-    blank = {"kitti": "_", "voc": " "}
-    written = [blank[to].join(name.split()) if to in blank else name for name in classes]
+    blank = {"kitti": ("[ ,]+", "_"), "voc": (" +", " ")}  # KITTI's are named with commas between
+    written = [re.sub(*blank[to], name).strip() if to in blank else name for name in classes]
     lower = [name.lower() for name in written]
     for name, new in zip(classes, written, strict=True):
-        if not name.isprintable() or not new:
+        if not new or not (name if to != "coco" else name.replace("\n", "")).isprintable():
             raise InputError(f"class {name!r} cannot be written; rename it, or choose others")
         if lower.count(new.lower()) > 1:
             raise InputError(f"class {name!r} would be {new!r}, and so would another; rename it, or choose others")
@@ -161,6 +162,9 @@ def _has_suffix(path: PathLike, *, to: str) -> bool:
 def _file_names(paths: Sequence[str], *, to: str) -> list[str]:
     """Name image files: COCO's with their folders, others without, or joined to them where two have one name."""
     whole = [Path(os.path.abspath(path)) for path in paths]
+    for path in whole:
+        if to != "coco" and (path.name.startswith(".") or not path.name.isprintable()):
+            raise InputError(f"{str(path)!r}: lists cannot hold its name; rename it")
     base = os.path.commonpath([path.parent for path in whole])
     nested = [path.relative_to(base) for path in whole]
     if to != "coco":
@@ -176,6 +180,8 @@ def _file_names(paths: Sequence[str], *, to: str) -> list[str]:
         if not clashes:
             return names
     a, b = clashes[0]
+    if paths[a] == paths[b]:
+        raise InputError(f"{paths[a]} is in train and in val, which {to} cannot hold")
     raise InputError(f"{paths[a]} and {paths[b]}: both would be {names[b]}; rename one")
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tinydet.data.open import open_dataset
-from tinydet.data.voc import VocDataset, find_voc, read_voc
+from tinydet.data.voc import VocDataset, find_voc
+from tinydet.data.voc_xml import read_voc
 from tinydet.errors import InputError, NotFoundError
 from tinydet.labels import IGNORE
 
@@ -290,6 +291,32 @@ def test_lists_may_name_the_image_of_a_renamed_file(tmp_path: Path) -> None:
         write(tmp_path / f"ImageSets/Main/{split}.txt", names)
     train = VocDataset(tmp_path)
     assert ([Path(path).stem for path in train.paths], len(train.labels)) == (["img0", "img2"], 2)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("Annotations/cam1", "JPEGImages/cam1"),
+        ("labels", "data"),
+        ("Annotations", "Images"),
+        ("annotations/xmls", "images"),
+    ],
+)
+def test_folders_of_tools(tmp_path: Path, annotations: str, images: str) -> None:
+    for i in range(4):
+        write(tmp_path / annotations / f"{i}.xml", CAT)
+        write(tmp_path / images / f"{i}.png")
+    dataset = VocDataset(tmp_path, "all")
+    assert (dataset.names.tolist(), dataset.labels.tolist(), dataset.notes) == ([*"0123"], [0] * 4, ())
+
+
+def test_what_trainval_does_not_list_is_test(tmp_path: Path) -> None:
+    root = write_voc(
+        tmp_path, {str(i): CAT for i in range(10)}, lists={"trainval": "0\n1\n2\n3\n4\n", "test": "5\n6\n"}
+    )
+    train, val = (VocDataset(root, split) for split in ("train", "val"))
+    assert {*train.names, *val.names} == {*"01234"}
+    assert "has trainval.txt, and no train.txt, so 1 of 5 blocks" in train.split_note
 
 
 def test_xml_of_other_programs_is_left_alone(tmp_path: Path) -> None:

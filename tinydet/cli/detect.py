@@ -113,20 +113,26 @@ def evaluate(
 
     if not data.exists():
         raise InputError(f"{data}: no such file or folder")
-    split = split or ("all" if data.suffix.lower() == ".json" else "val")
+    single = data.suffix.lower() == ".json"  # of annotations, which result files are scored with as they are
     if predictions is not None:
         needing = {"--weights": weights != "auto", "--report": report, "--model": model, "--class-map": class_map}
         needing |= {f"--{name}": options[name] for name in ("tta", "tiles")}
+        needing["--split"] = split if single else None
         if given := [name for name, value in needing.items() if value]:
-            raise InputError(f"--predictions does not go with {' and '.join(given)}: there is no detector")
-        numbers, notes = evaluate_files(data, predictions, classes=classes, split=split)
+            raise InputError(f"--predictions does not go with {' and '.join(given)}: all of the files is scored")
+        numbers, notes = evaluate_files(data, predictions, classes=classes, split=split or "val")
         for note in notes:
             echo(f"note: {note}", err=True)
         scores = scores_by_name(numbers)
     else:
         loaded = load_weights(weights, model=model, device=device)
         dataset, found = evaluate_detector(
-            data, loaded, split=split, classes=classes, class_map=dict(class_map), **options
+            data,
+            loaded,
+            split=split or ("all" if single else "val"),
+            classes=classes,
+            class_map=dict(class_map),
+            **options,
         )
         echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         numbers = scores = score(dataset, found)
@@ -136,7 +142,7 @@ def evaluate(
             from tinydet.report import report_page
 
             source = " and ".join(one.source for one in loaded)
-            report.write_text(report_page(dataset, found, scores, source=source), encoding="utf-8")
+            report.write_text(report_page(dataset, found, scores, source=source), encoding="utf-8", errors="replace")
             echo(f"report in {report}", err=True)
     echo(json.dumps(numbers) if as_json else ap_table(scores))
 

@@ -160,7 +160,7 @@ def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **op
         found = check_data(TrainSettings(data=str(data), **options), base=base, progress=reading)
     echo(json.dumps(plain(found)) if as_json else check_lines(found))
     if html is not None:
-        html.write_text(as_page(found), encoding="utf-8")
+        html.write_text(as_page(found), encoding="utf-8", errors="replace")
         echo(f"page in {html}", err=True)
     if any(problem.level == "error" for problem in found.problems):
         ctx.exit(1)

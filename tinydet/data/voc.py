@@ -6,98 +6,16 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
-from xml.etree import ElementTree
-
-import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes, split_of, unlabelled_note
+from tinydet.data.voc_xml import NO_OBJECTS, VocObjects, read_voc
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, files_by_stem, list_files, parse_float, parse_lines, short_path
+from tinydet.files import PathLike, files_by_stem, list_files, list_folders, parse_lines, short_path
 
-# Where the XML files and the images of a folder lie: VOC's names, those of other tools, or the folder itself.
-ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "")
-IMAGE_FOLDERS = ("JPEGImages", "images", "")
-
-
-class VocObjects(NamedTuple):
-    """The N objects of an XML file."""
-
-    path: Path | None  # the XML file, if there is one
-    filename: str  # the image, as the file names it
-    size: tuple[int, ...]  # (height, width) of the image, as the file states it; empty where it does not
-    names: list[str]  # class names; empty for an object that is marked difficult
-    boxes: np.ndarray  # float64[N 4], xyxy, original pixels, not clipped
-    numbers: list[int]  # which objects of the file these are, from 1
-
-
-NO_OBJECTS = VocObjects(None, "", (), [], np.zeros((0, 4)), [])
-
-
-def read_voc(path: Path, *, on_error: OnError = raise_error) -> VocObjects:
-    """Read an XML file, without the objects whose error `on_error` took.
-
-    VOC counts pixels from 1, and xmax and ymax are the last ones inside: a box is (xmin - 1, ymin - 1, xmax, ymax).
-    """
-    root, where = _read_xml(path), short_path(path)
-    sides = [_text(root, f"size/{side}") for side in ("height", "width")]
-    tried = [try_call(on_error, _parse_object, one, n, where=where) for n, one in enumerate(root.iterfind("object"), 1)]
-    found = {n: parsed for n, parsed in enumerate(tried, 1) if parsed}
-    return VocObjects(
-        path=path,
-        filename=_text(root, "filename"),
-        size=tuple(int(float(side)) for side in sides)
-        if all(re.fullmatch(r"\d+(\.\d*)?", side) for side in sides)
-        else (),
-        names=[name for name, _ in found.values()],
-        boxes=np.array([box for _, box in found.values()], dtype=np.float64).reshape(-1, 4),
-        numbers=[*found],
-    )
-
-
-class _WithoutDoctype(ElementTree.TreeBuilder):
-    """A builder that refuses a DOCTYPE, whose entities may stand for each other until they fill the memory."""
-
-    def doctype(self, *_: str | None) -> None:
-        raise ValueError("it has a DOCTYPE: delete that")
-
-
-def _read_xml(path: Path) -> ElementTree.Element:
-    """Read the outer element of an XML file."""
-    where = short_path(path)
-    try:
-        content = path.read_bytes()
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDoctype()))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of the encoding
-        encoding = "; save it as UTF-8" if "\ufffd" in content.decode(errors="replace") else ""
-        raise InputError(f"{where}: not readable XML ({error}){encoding}") from None
-    if root.tag != "annotation":
-        raise InputError(f"{where}: not Pascal VOC; its outer element is <{root.tag}>, not <annotation>")
-    return root
-
-
-def _text(element: ElementTree.Element, tags: str) -> str:
-    """Get the text of an inner element, by tags such as bndbox/xmin; empty if there is none."""
-    return (element.findtext(tags) or "").strip()
-
-
-def _parse_object(element: ElementTree.Element, number: int, *, where: str) -> tuple[str, list[float]]:
-    """Parse the class name, empty if it is difficult, and the xyxy box of one object."""
-    name = _text(element, "name")
-    where = f"{where}: object {number} ({name or 'without name'})"
-    texts = {tag: _text(element, f"bndbox/{tag}") for tag in ("xmin", "ymin", "xmax", "ymax")}
-    if missing := [tag for tag, text in {"name": name, **texts}.items() if not text]:
-        raise InputError(f"{where} has no {missing[0]}")
-    x1, y1, x2, y2 = (parse_float(text, where=f"{where}: {tag}") for tag, text in texts.items())
-    for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
-        if high <= low - 1:
-            raise InputError(f"{where}: {axis}max < {axis}min ({high:g}, {low:g})")
-    if (difficult := _text(element, "difficult")) not in ("", "0", "1"):
-        raise InputError(f"{where}: difficult is {difficult!r}; it must be 0 or 1")
-    return "" if difficult == "1" else name, [x1 - 1, y1 - 1, x2, y2]
+# Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
+ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
 
 
 class VocPart(NamedTuple):
@@ -140,16 +58,31 @@ def find_voc(root: PathLike) -> VocFolder:
 
 def _part(folder: Path) -> VocPart | None:
     """Find the XML files and the images of one folder, if it holds any."""
-    annotations = (folder / name for name in ANNOTATION_FOLDERS)
-    images = (folder / name for name in IMAGE_FOLDERS)
+    annotations = [*list_folders(folder, ANNOTATION_FOLDERS), folder]
+    images = [*list_folders(folder, IMAGE_FOLDERS), folder]
     if (found := next((place for place in annotations if any(map(_is_annotation, _first_files(place)))), None)) is None:
         return None
-    return VocPart(found, next(place for place in images if place.is_dir()))
+    return VocPart(found, images[0])
 
 
 def _first_files(folder: Path) -> list[Path]:
     """List a few XML files of a folder."""
-    return list_files(folder, [".xml"])[:3]
+    return list_files(folder, [".xml"], recursive=_has_folders(folder))[:3]
+
+
+def _has_folders(place: Path) -> bool:
+    """Say whether a place may have folders of its own, which are part of names: cam1/0001."""
+    return place.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)
+
+
+def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Map names to the XML files and to the images of a part."""
+    pairs = ((part.annotations, (".xml",)), (part.images, IMAGE_SUFFIXES))
+    files, images = (
+        files_by_stem(place, suffixes, recursive=_has_folders(place), on_error=on_error) for place, suffixes in pairs
+    )
+    xmls = {name.removeprefix("xmls/"): path for name, path in files.items()}
+    return xmls, images
 
 
 def _is_annotation(file: Path) -> bool:
@@ -240,19 +173,26 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
         splits = {key: [*_read_part(part, on_error=on_error).values()] for key, part in folder.parts.items()}
         return splits, f"the folders of {folder.path} say"
     lists, part = folder.path / "ImageSets/Main", folder.parts["all"]
-    there = [key for key in ("train", "val") if (lists / f"{key}.txt").is_file()]
+    there = [key for key in ("train", "val", "trainval") if (lists / f"{key}.txt").is_file()]
     if split == "all" or not there:
         reason = f"{folder.path} has neither train.txt nor val.txt in ImageSets/Main, nor folders of both splits"
         return {"all": [*_read_part(part, on_error=on_error).values()]}, reason
-    listed = _read_lists(lists, dict.fromkeys([*there, split]), part, on_error=on_error)
+    if there == ["trainval"]:  # what it does not list is of test
+        return _read_listed(lists, there, part, on_error=on_error), f"{lists} has trainval.txt, and no train.txt"
+    both = [key for key in ("train", "val") if key in there or key == split]
+    return _read_listed(lists, both, part, on_error=on_error), f"listed in {lists}"
+
+
+def _read_listed(lists: Path, splits: Sequence[str], part: VocPart, *, on_error: OnError) -> dict[str, list[Image]]:
+    """Read the images that the lists of some splits name."""
+    listed = _read_lists(lists, splits, part, on_error=on_error)
     images = _read_part(part, {name for names in listed.values() for name in names}, on_error=on_error)
-    splits = {key: [images[name] for name in names if name in images] for key, names in listed.items()}
-    return splits, f"listed in {lists}"
+    return {key: [images[name] for name in names if name in images] for key, names in listed.items()}
 
 
 def _read_lists(lists: Path, splits: Iterable[str], part: VocPart, *, on_error: OnError) -> dict[str, list[str]]:
     """Read the lists of names, and check them against the folder and each other."""
-    known = {*files_by_stem(part.annotations, (".xml",)), *files_by_stem(part.images, IMAGE_SUFFIXES)}
+    known = {name for names in _by_name(part, on_error=lambda _: None) for name in names}
     listed: dict[str, str] = {}
 
     def check(line: str, *, where: str) -> str:
@@ -270,8 +210,7 @@ def _read_lists(lists: Path, splits: Iterable[str], part: VocPart, *, on_error: 
 
 def _read_part(part: VocPart, names: AbstractSet[str] | None = None, *, on_error: OnError) -> dict[str, Image]:
     """Read the objects of all images, or those of some names, and find the image of each XML file."""
-    files = files_by_stem(part.annotations, (".xml",), on_error=on_error)
-    images = files_by_stem(part.images, IMAGE_SUFFIXES, on_error=on_error)
+    files, images = _by_name(part, on_error=on_error)
     free = {name: path for name, path in images.items() if name not in files}
     found: dict[str, Image] = {}
     for name, file in files.items():
