@@ -310,6 +310,15 @@ def test_folders_of_tools(tmp_path: Path, annotations: str, images: str) -> None
     assert (dataset.names.tolist(), dataset.labels.tolist(), dataset.notes) == ([*"0123"], [0] * 4, ())
 
 
+def test_folders_of_splits_within_those_of_annotations(tmp_path: Path) -> None:
+    for split, text in (("train", CAT), ("val", DOG), ("test", DOG)):
+        write(tmp_path / f"annotations/{split}/a.xml", text)
+        write(tmp_path / f"images/{split}/a.png")
+    train, val = (VocDataset(tmp_path, split) for split in ("train", "val"))
+    assert (train.classes, train.labels.tolist(), val.labels.tolist()) == (("cat", "dog"), [0], [1])
+    assert train.split_note == f"1 train images, as the folders of {tmp_path / 'images'} say"
+
+
 def test_what_trainval_does_not_list_is_test(tmp_path: Path) -> None:
     root = write_voc(
         tmp_path, {str(i): CAT for i in range(10)}, lists={"trainval": "0\n1\n2\n3\n4\n", "test": "5\n6\n"}

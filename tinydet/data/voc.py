@@ -15,6 +15,7 @@ from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_
 from tinydet.files import PathLike, files_by_stem, list_files, list_folders, parse_lines, short_path
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
+SPLITS = ("train", "val")
 ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
 
 
@@ -176,7 +177,11 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
     there = [key for key in ("train", "val", "trainval") if (lists / f"{key}.txt").is_file()]
     if split == "all" or not there:
         reason = f"{folder.path} has neither train.txt nor val.txt in ImageSets/Main, nor folders of both splits"
-        return {"all": [*_read_part(part, on_error=on_error).values()]}, reason
+        images = _read_part(part, on_error=on_error)
+        inner = {key: [one for name, one in images.items() if split_of(name.split("/")[0]) == key] for key in SPLITS}
+        if all(inner.values()) and all("/" in name for name in images):
+            return inner, f"the folders of {part.images} say"
+        return {"all": [*images.values()]}, reason
     if there == ["trainval"]:  # what it does not list is of test
         return _read_listed(lists, there, part, on_error=on_error), f"{lists} has trainval.txt, and no train.txt"
     both = [key for key in ("train", "val") if key in there or key == split]
