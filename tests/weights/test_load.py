@@ -198,7 +198,7 @@ def test_safetensors_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"any\.safetensors: not a readable checkpoint \("):
         load_weights(tmp_path / "any.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(InputError, match=r"any\.safetensors: .*pip install safetensors$"):
+    with pytest.raises(InputError, match=r"any\.safetensors: .*pip install 'tinydet\[safetensors\]'$"):
         load_weights(tmp_path / "any.safetensors")
 
 
