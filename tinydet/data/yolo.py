@@ -135,17 +135,17 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     parts = PurePosixPath(place.strip().replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
-    while (
-        parts
-        and not exists(path)
-        and not split_of(parts[0])
-        and (parts[0] in ("/", "..") or not exists(base / parts[0]))
-    ):
+    while parts and not exists(path) and _is_foreign(parts[0], base):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
         raise InputError(f"{where}: names {place.strip()!r}, which is not there; looked for {base / place.strip()}")
     return path
+
+
+def _is_foreign(part: str, base: Path) -> bool:
+    """Say whether the first part of a path may be a folder of another machine; that of a split is none."""
+    return part in ("/", "..") or not (exists(base / part) or split_of(part))
 
 
 def _list_images(base: Path, place: str, *, where: str, errors: list[InputError]) -> list[Path]:
@@ -192,16 +192,14 @@ class YoloDataset(DetectionDataset):
         folder = root if isinstance(root, YoloFolder) else find_yolo(root)
         for error in folder.errors:
             on_error(error)
-        images, note = _split_images(folder, split=split, seed=seed)
-        again = len(images) - len(set(images))
-        texts = find_labels([*dict.fromkeys(image for listed in folder.images.values() for image in listed)])
-        where = short_path(folder.path)
-        first = {text: image for image, text in reversed(texts.items())}
-        for image in [image for image in images if first[texts[image]] != image]:
-            other = f"{first[texts[image]].name} has the same label file, {short_path(texts[image])}"
-            on_error(InputError(f"{short_path(image)}: {other}; rename one of them"))
-            images.remove(image)
+        listed, note = _split_images(folder, split=split, seed=seed)
+        texts = find_labels([*dict.fromkeys(image for images in folder.images.values() for image in images)])
+        owners = {text: image for image, text in reversed(texts.items())}
+        images = [
+            image for image in listed if try_call(on_error, _check_owner, image, owners[texts[image]], texts[image])
+        ]
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
+        where = short_path(folder.path)
         self._texts = [texts[image] for image, _ in sized]
         if sized and not any(text.is_file() for text in self._texts):
             of_split = "" if split == "all" else f"{split} "
@@ -211,7 +209,8 @@ class YoloDataset(DetectionDataset):
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
         chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
-        notes += [f"{where}: {again} {split} images are listed more than once"] if again else []
+        if again := len(listed) - len(set(listed)):
+            notes.append(f"{where}: {again} {split} images are listed more than once")
         notes += unlabelled_note([text.is_file() for text in self._texts], split=split, what="label")
         known = set(texts.values())
         for place in sorted({text.parent for text in self._texts}):
@@ -229,6 +228,15 @@ class YoloDataset(DetectionDataset):
         return f"{short_path(self._texts[row])}:{line}"
 
 
+def _check_owner(image: Path, owner: Path, text: Path) -> Path:
+    """Return an image; raise InputError where its label file is that of another that comes first."""
+    if owner != image:
+        raise InputError(
+            f"{short_path(image)}: {owner.name} has the same label file, {short_path(text)}; rename one of them"
+        )
+    return image
+
+
 def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Path], str]:
     """Choose the images of a split, and say how."""
     path, both = folder.path, folder.images
@@ -236,7 +244,7 @@ def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Pa
     if split == "all":
         return everything, f"all {len(everything)} images that {path} names"
     if len(both) == 2:
-        return [*both[split]], f"{len(both[split])} {split} images, as {path} says"
+        return both[split], f"{len(both[split])} {split} images, as {path} says"
     rows, note = draw_split(len(everything), split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
     return [everything[row] for row in rows], note
 
