@@ -14,6 +14,7 @@ from tinydet.files import (
     paused_gc,
     read_json,
     read_text,
+    read_yaml,
     short_path,
 )
 
@@ -123,3 +124,19 @@ def test_folders_that_all_names_have_say_nothing() -> None:
 def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         match_paths(paths, NAMES)
+
+
+def test_yaml_is_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("names: [yes, 007]\nnc: 2\n")
+    assert read_yaml(path, as_text=True) == {"names": ["yes", "007"], "nc": "2"}
+    assert read_yaml(path) == {"names": [True, 7], "nc": 2}
+    laughs = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    for text, said in (
+        (laughs, r":2: \*a0 stands for another value"),
+        ("[" * 5000, ": not YAML that can be read"),
+        ("a: [", ":1: not YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            read_yaml(path)

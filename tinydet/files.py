@@ -156,8 +156,13 @@ def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
     """Read a YAML file as `read_json` reads JSON; with `as_text` all values are as they are written."""
     import yaml  # comes with albumentations
 
+    text = read_text(path)
     try:
-        return yaml.load(read_text(path), Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            if isinstance(event, yaml.AliasEvent):  # of aliases of aliases a file of nine lines fills the memory
+                line = event.start_mark.line + 1
+                raise InputError(f"{short_path(path)}:{line}: *{event.anchor} stands for another value; write that out")
+        return yaml.load(text, Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
     except RecursionError:
         raise InputError(f"{short_path(path)}: not YAML that can be read (lists in lists in lists)") from None
     except yaml.YAMLError as error:

@@ -1,5 +1,6 @@
 """Images of every kind come out as upright RGB, and a letterbox moves boxes with their objects."""
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -273,3 +274,13 @@ def test_whatever_a_decoder_raises_names_the_file(
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(InputError, match=r"a\.png: not a readable image \('?no such tile'?\)"):
         read_image(path)
+
+
+def test_programs_and_pipes_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{} loop\n")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    for name, said in (("a", r"not a readable image \(unknown format\)"), ("b", "not a file"), ("c", "not a file")):
+        for read in (read_image, read_size):
+            with pytest.raises(InputError, match=rf"{name}\.png: {said}"):
+                read(tmp_path / f"{name}.png")

@@ -1,7 +1,9 @@
 """An image with its boxes, and how it becomes the network's input."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ from tinydet.errors import InputError
 from tinydet.files import PathLike
 
 Box = tuple[float, float, float, float]
+# By content, whatever the suffix; PostScript, a program, is not among them.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".avif")
 # What makes an image upright, by EXIF's orientation.
 UPRIGHT = {
@@ -36,11 +40,20 @@ class Example(NamedTuple):
     scale: float = 1.0  # pixels of `image` per original pixel
 
 
+@cache
+def _formats() -> list[str]:
+    """List the formats that this Pillow reads, some of which older ones do not."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 @contextmanager
 def _open_image(path: PathLike) -> Iterator[Image.Image]:
     """Open an image file with Pillow; whatever fails meanwhile is an InputError that names it."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: not a file")  # a folder, or a pipe, which might never end
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             yield image
     except Exception as error:  # its decoders raise all kinds
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None)
