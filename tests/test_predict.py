@@ -395,3 +395,11 @@ def test_predicting_loads_nothing_that_it_does_not_need(paths: list[Path], weigh
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300)
     assert ran.stdout == "[]\n"
     assert (tmp_path / "out" / "kitti" / "000000.txt").is_file()
+
+
+def test_globs_may_match_folders_and_lists_begin_with_a_mark(tmp_path: Path) -> None:
+    for name in ("new1", "new2"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / f"{name}.png")
+    assert [path.name for path in collect_images([tmp_path / "ne*"])] == ["new1.png", "new2.png"]
+    assert read_stdin(io.BytesIO("\ufeffa.png\nb.png\n".encode()), tmp_path) == ["a.png", "b.png"]

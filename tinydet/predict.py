@@ -20,11 +20,14 @@ FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an im
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
     """Collect the image files of files, folders and globs; report those whose header is not that of an image."""
     images: list[Path] = []
-    for path in map(Path, paths):
-        found = [] if path.exists() else [*map(Path, sorted(glob(str(path), recursive=True)))]
-        if path.is_dir() and not (found := list_files(path, IMAGE_SUFFIXES)):
-            raise InputError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        images += found or [path]
+    for given in map(Path, paths):
+        matching = [given] if given.exists() else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
+        found = [
+            image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if path.is_dir() else [path])
+        ]
+        if not found:
+            raise InputError(f"{given}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        images += found
     stems: dict[str, Path] = {}
     for image in images:
         if (first := stems.setdefault(image.stem, image)) is not image:
@@ -42,7 +45,7 @@ def read_stdin(stream: IO[bytes], folder: PathLike) -> list[str]:
     """Read the paths that a stream lists, a line each; or save the image that it is, to a folder."""
     content, image = stream.read(), Path(folder) / "stdin"
     try:
-        return [line for line in content.decode().splitlines() if line.strip()]
+        return [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:  # no image is valid UTF-8
         image.write_bytes(content)
         read_image(image)
