@@ -136,6 +136,7 @@ def test_yaml_is_plain_values(tmp_path: Path) -> None:
         (laughs, r":2: \*a0 stands for another value"),
         ("[" * 5000 + "]" * 5000, ": not YAML that can be read"),
         ("a: [", ":1: not YAML"),
+        ("a: 1\nb: 2\na: 3", ":3: a is there twice"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=said):

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -36,6 +37,11 @@ def short_path(path: PathLike) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
+def composed(name: str) -> str:
+    """Spell a name with é as one character, which archives of macOS hold as two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
     """List the files of a folder by suffix, in any case, in order; links are followed, hidden files passed over."""
     files, seen = list[Path](), set[str]()
@@ -64,11 +70,11 @@ def files_by_stem(
 ) -> dict[str, Path]:
     """Map names to the files of a folder that have one of the suffixes; two of one name are an error.
 
-    Names of files further down begin with their folders: cam1/0001.
+    Names are `composed`, and those of files further down begin with their folders: cam1/0001.
     """
     paths: dict[str, Path] = {}
     for path in list_files(folder, suffixes, recursive=recursive):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = composed(path.relative_to(folder).with_suffix("").as_posix())
         if (first := paths.setdefault(name, path)) != path:
             on_error(InputError(f"{folder}: {name!r} is there twice, {first.name} and {path.name}"))
     return paths
@@ -162,6 +168,11 @@ def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
             if isinstance(event, yaml.AliasEvent):  # of aliases of aliases a file of nine lines fills the memory
                 line = event.start_mark.line + 1
                 raise InputError(f"{short_path(path)}:{line}: *{event.anchor} stands for another value; write that out")
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+        for i, key in enumerate(keys):
+            if key.value in [other.value for other in keys[:i]]:
+                raise InputError(f"{short_path(path)}:{key.start_mark.line + 1}: {key.value} is there twice")
         return yaml.load(text, Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
     except RecursionError:
         raise InputError(f"{short_path(path)}: not YAML that can be read (lists in lists in lists)") from None

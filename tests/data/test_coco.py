@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -416,3 +417,17 @@ def test_ignore_regions_of_every_class_are_one(tmp_path: Path) -> None:
     dataset = CocoDataset(write_coco(tmp_path / "a.json", data), "all")
     assert labels_of(dataset) == [[0, 2], [IGNORE], []]
     assert dataset.coco_annotations().labels.tolist() == [0, 2, 0, 2, 1]
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_the_same_in_either_spelling(tmp_path: Path, written: Any, stored: Any) -> None:
+    data = content()
+    for image in data["images"]:
+        image["file_name"] = normalize(stored, f"é{image['id']}.png")
+    path = write_coco(tmp_path / "a.json", data)
+    for image in data["images"]:
+        image["file_name"] = normalize(written, image["file_name"])
+    path.write_text(json.dumps(data))
+    assert [Path(one).name for one in CocoDataset(path, "all").paths] == [
+        normalize(stored, f"é{i}.png") for i in (2, 31, 500)
+    ]

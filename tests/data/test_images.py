@@ -284,3 +284,9 @@ def test_programs_and_pipes_are_no_images(tmp_path: Path) -> None:
         for read in (read_image, read_size):
             with pytest.raises(InputError, match=rf"{name}\.png: {said}"):
                 read(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_exif_that_is_none_is_passed_over(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a{suffix}", Image.new("RGB", (8, 6)), exif=b"Exif\0\0no such thing")
+    assert read_size(path) == read_image(path).shape[:2] == (6, 8)

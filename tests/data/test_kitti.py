@@ -337,3 +337,10 @@ def test_some_frames_in_any_order(tmp_path: Path) -> None:
         assert taken.objects(i).lines == dataset.objects(row).lines
         np.testing.assert_array_equal(taken.objects(i).boxes, dataset.objects(row).boxes)
         assert np.shares_memory(taken.objects(i).boxes, dataset.objects(row).boxes)
+
+
+def test_fiftyone_puts_images_in_data(tmp_path: Path) -> None:
+    write_kitti(tmp_path, 3)
+    (tmp_path / "training/image_2").rename(tmp_path / "data")
+    (tmp_path / "training/label_2").rename(tmp_path / "labels")
+    assert find_kitti(tmp_path) == (tmp_path / "data", tmp_path / "labels", None)

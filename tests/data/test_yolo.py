@@ -1,6 +1,7 @@
 """YOLO folders: what data.yaml may say, what a line may hold, and what is wrong named by file and line."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -473,3 +474,10 @@ def test_exports_of_tools_are_read(tmp_path: Path, tool: str) -> None:
         folders = [Path(path).relative_to(tmp_path).parts[:-1] for path in dataset.paths]
         assert {split_of("-".join(folder)) for folder in folders} == {split}
         assert dataset.notes == (f"no {split} image holds cat",)
+
+
+def test_labels_are_found_in_either_spelling(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, YAML, {normalize("NFD", "train/é"): None, "val/c": "1 .5 .5 .1 .1"})
+    (root / "labels/train").mkdir(exist_ok=True)
+    (root / "labels/train" / normalize("NFC", "é.txt")).write_text("0 .5 .5 .1 .1\n")
+    assert YoloDataset(root).labels.tolist() == [0]

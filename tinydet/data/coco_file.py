@@ -4,9 +4,11 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -83,9 +85,7 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
     for folders in _image_folders(path):
         looked += map(str, folders)
         hits = {
-            (folder, start): sum(
-                len(name) > start and os.path.isfile(folder.joinpath(*name[start:])) for name in sample
-            )
+            (folder, start): sum(len(name) > start and _spell(folder, name[start:]) is not None for name in sample)
             for folder, start in product(folders, starts)
         }
         if any(hits.values()):
@@ -100,7 +100,20 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
     # Folders are listed, because a look at each file of 118,000 takes minutes on some file systems.
     places = {place for place in map(os.path.dirname, images) if os.path.isdir(place)}
     known = {os.path.join(place, name) for place in places for name in os.listdir(place)}
+    for i in (i for i, image in enumerate(images) if image not in known):
+        images[i] = _spell(folder, names[i][start:]) or images[i]
     return images, np.array([image in known or os.path.isfile(image) for image in images])
+
+
+def _spell(folder: Path, name: Sequence[str]) -> str | None:
+    """Find the path of a file by the parts of its name, with é as one character or as two, or None."""
+    text = os.path.join(folder, *name)
+    forms = (
+        [text]
+        if text.isascii()
+        else [text, *(os.path.join(folder, *map(partial(normalize, form), name)) for form in ("NFC", "NFD"))]
+    )
+    return next(filter(os.path.isfile, forms), None)
 
 
 class CocoFile(NamedTuple):

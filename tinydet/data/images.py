@@ -64,7 +64,10 @@ def _orientation(image: Image.Image) -> int:
     """Read the orientation, 1 to 8, in the EXIF or XMP before an image's pixels; 1, upright, where there is none."""
     if image.format == "TIFF":  # Pillow turns these itself
         return 1
-    return Image.Image.getexif(image).get(0x0112, 1)  # PngImageFile's decodes the whole image in search of it
+    try:
+        return Image.Image.getexif(image).get(0x0112, 1)  # PngImageFile's decodes the whole image in search of it
+    except Exception:  # EXIF that is none, which viewers pass over
+        return 1
 
 
 def read_image(path: PathLike) -> np.ndarray:

@@ -11,7 +11,7 @@ from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_f
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, files_by_stem, parse_float, parse_lines, short_path
+from tinydet.files import PathLike, composed, files_by_stem, list_files, parse_float, parse_lines, read_text, short_path
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
@@ -77,6 +77,8 @@ def find_kitti(root: PathLike) -> KittiFolder:
     places = [root / place for place in ("", "training", "raw/training", "Kitti/raw/training")]
     both = [(place / "image_2", place / "label_2") for place in places]
     both.append((root / "data_object_image_2/training/image_2", root / "data_object_label_2/training/label_2"))
+    if _are_labels(root / "labels"):
+        both.append((root / "data", root / "labels"))  # FiftyOne's
     for images, labels in both:
         if images.is_dir() and labels.is_dir():
             lists = (folder / "ImageSets" for folder in (images.parent, images.parent.parent, root))
@@ -87,6 +89,12 @@ def find_kitti(root: PathLike) -> KittiFolder:
             if there.is_dir():
                 raise InputError(f"{there} is there, but no {missing}")
     raise NotFoundError(f"{root}: found no image_2 and label_2")
+
+
+def _are_labels(folder: Path) -> bool:
+    """Say whether the text files of a folder hold KITTI's fields, by their first lines."""
+    lines = (read_text(path).split("\n", 1)[0] for path in list_files(folder, [".txt"])[:3])
+    return any(len(line.split()) == len(FIELDS.split()) - 1 and not line[0].isdecimal() for line in lines)
 
 
 class KittiDataset(DetectionDataset):
@@ -158,7 +166,7 @@ def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_e
     listed: dict[str, str] = {}
 
     def check(line: str, *, where: str) -> str:
-        name = line.strip()
+        name = composed(line.strip())
         if name not in images:
             name = name.removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
         for what, known in (("image", images), ("label", labels)):

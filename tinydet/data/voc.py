@@ -12,7 +12,7 @@ from tinydet.data.images import IMAGE_SUFFIXES, read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes, split_of, unlabelled_note
 from tinydet.data.voc_xml import NO_OBJECTS, VocObjects, read_voc
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, files_by_stem, list_files, list_folders, parse_lines, short_path
+from tinydet.files import PathLike, composed, files_by_stem, list_files, list_folders, parse_lines, short_path
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
 SPLITS = ("train", "val")
@@ -201,7 +201,7 @@ def _read_lists(lists: Path, splits: Iterable[str], part: VocPart, *, on_error: 
     listed: dict[str, str] = {}
 
     def check(line: str, *, where: str) -> str:
-        name = line.strip()
+        name = composed(line.strip())
         if name not in known:  # lists of one class say too whether an image holds it: -1, 0 or 1
             name = re.sub(r"\s+(-1|0|1)$", "", name)
         if name not in known:
@@ -224,12 +224,12 @@ def _read_part(part: VocPart, names: AbstractSet[str] | None = None, *, on_error
         if (objects := try_call(on_error, read_voc, file, on_error=on_error)) is None:
             continue
         # The file's own name first: images are renamed and converted more often than their XML files are rewritten.
-        stated = PureWindowsPath(objects.filename)
+        stated = PureWindowsPath(composed(objects.filename))
         image = images.get(name) or free.pop(stated.stem, None) or free.pop(stated.name, None)
         if image is None:
             said = f"{name!r} or {stated.name!r}" if stated.stem not in ("", name) else repr(name)
             on_error(InputError(f"{short_path(file)}: there is no image {said} in {part.images}"))
         else:  # lists may name the image, which has another name than the XML file
-            found[name if names is None or name in names else image.stem] = image, objects
+            found[name if names is None or name in names else composed(image.stem)] = image, objects
     found |= {name: (path, NO_OBJECTS) for name, path in free.items()}
     return {name: found[name] for name in sorted(found) if names is None or name in names}

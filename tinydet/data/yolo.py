@@ -20,7 +20,7 @@ from tinydet.data.splits import (
 )
 from tinydet.data.yolo_rows import read_yolo
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, list_files, parse_lines, read_text, read_yaml, short_path
+from tinydet.files import PathLike, composed, list_files, parse_lines, read_text, read_yaml, short_path
 
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
@@ -257,10 +257,11 @@ def find_labels(images: Sequence[Path]) -> dict[Path, Path]:
         by_folder.setdefault(image.parent, []).append(image)
     for folder, some in by_folder.items():
         listed = [
-            (place, {text.stem: text for text in list_files(place, [".txt"])}) for place in _label_folders(folder)
+            (place, {composed(text.stem): text for text in list_files(place, [".txt"])})
+            for place in _label_folders(folder)
         ]
-        place, known = max(listed, key=lambda one: sum(image.stem in one[1] for image in some))
-        texts |= {image: known.get(image.stem, place / f"{image.stem}.txt") for image in some}
+        place, known = max(listed, key=lambda one: sum(composed(image.stem) in one[1] for image in some))
+        texts |= {image: known.get(composed(image.stem), place / f"{image.stem}.txt") for image in some}
     return texts
 
 
