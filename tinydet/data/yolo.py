@@ -201,7 +201,8 @@ class YoloDataset(DetectionDataset):
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
         where = short_path(folder.path)
         self._texts = [texts[image] for image, _ in sized]
-        if sized and not any(text.is_file() for text in self._texts):
+        labelled = [text.is_file() for text in self._texts]
+        if sized and not any(labelled):
             of_split = "" if split == "all" else f"{split} "
             raise InputError(
                 f"{where}: none of {len(sized)} {of_split}images has a label file, such as {self._texts[0]}"
@@ -211,7 +212,7 @@ class YoloDataset(DetectionDataset):
         chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
         if again := len(listed) - len(set(listed)):
             notes.append(f"{where}: {again} {split} images are listed more than once")
-        notes += unlabelled_note([text.is_file() for text in self._texts], split=split, what="label")
+        notes += unlabelled_note(labelled, split=split, what="label")
         known = set(texts.values())
         for place in sorted({text.parent for text in self._texts}):
             names = {text.name for text in list_files(place, [".txt"]) if text not in known}
@@ -256,12 +257,15 @@ def find_labels(images: Sequence[Path]) -> dict[Path, Path]:
     for image in images:
         by_folder.setdefault(image.parent, []).append(image)
     for folder, some in by_folder.items():
+        stems = [composed(image.stem) for image in some]
         listed = [
             (place, {composed(text.stem): text for text in list_files(place, [".txt"])})
             for place in _label_folders(folder)
         ]
-        place, known = max(listed, key=lambda one: sum(composed(image.stem) in one[1] for image in some))
-        texts |= {image: known.get(composed(image.stem), place / f"{image.stem}.txt") for image in some}
+        place, known = max(listed, key=lambda one: sum(stem in one[1] for stem in stems))
+        texts |= {
+            image: known.get(stem) or place / f"{image.stem}.txt" for image, stem in zip(some, stems, strict=True)
+        }
     return texts
 
 
