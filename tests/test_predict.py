@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -403,3 +404,19 @@ def test_globs_may_match_folders_and_lists_begin_with_a_mark(tmp_path: Path) -> 
         Image.new("RGB", (8, 8)).save(tmp_path / name / f"{name}.png")
     assert [path.name for path in collect_images([tmp_path / "ne*"])] == ["new1.png", "new2.png"]
     assert read_stdin(io.BytesIO("\ufeffa.png\nb.png\n".encode()), tmp_path) == ["a.png", "b.png"]
+
+
+def test_memory_stays_flat_however_many_images(tmp_path: Path) -> None:
+    boxes, labels = torch.tensor([[1.0, 2, 6, 7]]).repeat(30, 1), torch.zeros(30, dtype=torch.int64)
+    held = []
+
+    def predictions() -> Iterator[Prediction]:
+        for i in range(50):
+            held.append(tracemalloc.get_traced_memory()[0])
+            yield Prediction(Path(f"{i}.png"), np.zeros((8, 8, 3), np.uint8), ("cat",), boxes, torch.ones(30), labels)
+
+    tracemalloc.start()
+    save_predictions(predictions(), tmp_path / "out", classes=("cat",))
+    tracemalloc.stop()
+    assert held[-1] - held[10] < 100_000  # all results would be 400,000
+    assert len(json.loads((tmp_path / "out/coco.json").read_text())) == 1500

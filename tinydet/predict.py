@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
@@ -92,8 +92,9 @@ def save_predictions(
     clear_folder(out)
     for folder in FOLDERS:
         (out / folder).mkdir(exist_ok=True)
-    counts, coco, names = Counter(dict.fromkeys(classes, 0)), list[dict[str, Any]](), set[str]()
-    with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines:
+    counts, names = Counter(dict.fromkeys(classes, 0)), set[str]()
+    with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines, atomic_write(out / "coco.json") as coco:
+        coco.write(b"[")
 
         def write(prediction: Prediction) -> None:
             path, name = prediction.path, prediction.path.stem
@@ -107,11 +108,11 @@ def save_predictions(
             prediction.draw().save(out / "images" / f"{name}.jpg", quality=92, subsampling=0)
             counts.update(prediction.names)
             image_id, category_ids = (ids.images[path], ids.categories) if ids else (len(names), None)
-            coco.extend(prediction.to_coco(image_id, category_ids=category_ids))
+            for result in prediction.to_coco(image_id, category_ids=category_ids):
+                coco.write((", " if coco.tell() > 1 else "").encode() + json.dumps(result).encode())
 
         deque(prefetch(write, predictions, depth=1), maxlen=0)  # run through it
-    with atomic_write(out / "coco.json") as file:
-        file.write(json.dumps(coco).encode())
+        coco.write(b"]")
     return dict(counts)
 
 
