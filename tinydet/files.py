@@ -168,12 +168,13 @@ def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
             if isinstance(event, yaml.AliasEvent):  # of aliases of aliases a file of nine lines fills the memory
                 line = event.start_mark.line + 1
                 raise InputError(f"{short_path(path)}:{line}: *{event.anchor} stands for another value; write that out")
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        loader = (yaml.BaseLoader if as_text else yaml.SafeLoader)(text)
+        root = loader.get_single_node()
         keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
         for i, key in enumerate(keys):
             if key.value in [other.value for other in keys[:i]]:
                 raise InputError(f"{short_path(path)}:{key.start_mark.line + 1}: {key.value} is there twice")
-        return yaml.load(text, Loader=yaml.BaseLoader if as_text else yaml.SafeLoader)
+        return None if root is None else loader.construct_document(root)
     except RecursionError:
         raise InputError(f"{short_path(path)}: not YAML that can be read (lists in lists in lists)") from None
     except yaml.YAMLError as error:
