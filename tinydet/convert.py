@@ -17,6 +17,7 @@ from tinydet.data.dataset import DetectionDataset
 from tinydet.data.images import IMAGE_SUFFIXES, Box, read_image, read_size
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
+from tinydet.data.splits import DONT_CARE, SPLITS
 from tinydet.errors import InputError
 from tinydet.files import PathLike
 from tinydet.labels import IGNORE
@@ -75,7 +76,7 @@ def convert_data(
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists, and is not an empty folder; name another")
-    datasets = {key: open_dataset(data, key, classes=classes) for key in ("train", "val")}
+    datasets = {key: open_dataset(data, key, classes=classes) for key in SPLITS}
     for one in datasets.values():
         for i, path in enumerate(one.paths.tolist()):
             if read_size(path) != one.frame(i).size or not _has_suffix(path, to=to):
@@ -135,7 +136,7 @@ def _not_chosen(datasets: Mapping[str, DetectionDataset]) -> list[str]:
     """Say which objects of KITTI are of none of its three usual classes."""
     kitti = [one for one in datasets.values() if isinstance(one, KittiDataset)]
     types = Counter(kind for one in kitti for i in range(len(one)) for kind in one.objects(i).types)
-    known = {"dontcare", *(name.lower() for one in kitti for name in one.classes)}
+    known = {DONT_CARE, *(name.lower() for one in kitti for name in one.classes)}
     others = [f"{count} {kind}" for kind, count in types.items() if kind.lower() not in known]
     return [f"not written as objects: {', '.join(others)}; name their classes too"] if others else []
 

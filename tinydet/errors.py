@@ -1,7 +1,7 @@
 """Errors about the user's input, and how readers collect them."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -38,6 +38,11 @@ def try_call(on_error: OnError, function: Callable[..., T], /, *args: Any, **kwa
 def visible(text: str) -> str:
     """Replace control characters, which a class name or a path may hold, by their escapes, such as \\x1b."""
     return CONTROL.sub(lambda one: repr(one[0])[1:-1], text)
+
+
+def list_some(texts: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
+    """List the first of many texts, and three dots for others."""
+    return between.join([*texts[:most], *(["..."] if len(texts) > most else [])])
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from tinydet.data.coco_file import LARGEST, parse_bbox, parse_id, read_coco
 from tinydet.data.dataset import as_annotations
 from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_kitti, kitti_labels, read_kitti_objects
-from tinydet.errors import InputError
+from tinydet.errors import InputError, list_some
 from tinydet.evaluation import coco_numbers
 from tinydet.files import PathLike, files_by_stem, read_json, short_path
 from tinydet.metrics.coco import CocoResult, CocoTruth, crowded_notes
@@ -88,7 +88,7 @@ def _evaluate_kitti(data: Path, predictions: Path, *, classes: Sequence[str], sp
     images, labels, boxes = _end_to_end(results, classes)
     keep, scores = labels >= 0, np.concatenate([one.scores for one in kitti_results])
     result = CocoResult(images[keep], labels[keep], xyxy_to_xywh(torch.from_numpy(boxes[keep])).numpy(), scores[keep])
-    some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    some = list_some(missing, most=5)
     note = f"{len(missing)} frames have no result file and count as frames without detections: {some}"
     return {**kitti, **coco_numbers(truth, result, classes=classes)}, [note] if missing else []
 

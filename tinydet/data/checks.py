@@ -9,6 +9,7 @@ from PIL import Image
 
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.images import read_image
+from tinydet.errors import list_some
 from tinydet.files import short_path
 
 MIN_SIDE = 4.0  # pixels of the input: nothing can be recognised in less
@@ -42,7 +43,7 @@ def train_val_leakage(train_set: DetectionDataset, val_set: DetectionDataset) ->
     both = {path for path in val_paths if path.resolve() in resolved}
     found = []
     if both:
-        some = ", ".join(sorted(short_path(path) for path in both)[:3]) + (", ..." if len(both) > 3 else "")
+        some = list_some(sorted(map(short_path, both)))
         found.append(
             f"{len(both)} of {len(val_paths)} val images are in train too ({some}): the score will be too good"
         )
@@ -56,7 +57,7 @@ def train_val_leakage(train_set: DetectionDataset, val_set: DetectionDataset) ->
     compared = list(neighbours)[:: max(1, -(-len(neighbours) // MAX_PAIRS))]
     alike = [path for path in compared if any(_difference(path, near) < MAX_DIFFERENCE for near in neighbours[path])]
     if alike:
-        some = ", ".join(path.name for path in alike[:3]) + (", ..." if len(alike) > 3 else "")
+        some = list_some([path.name for path in alike])
         found.append(
             f"{len(alike)} of {len(compared)} val images that come right before or after one of train look like it "
             f"({some}): the score will be too good; split by whole drives or films"

@@ -14,7 +14,7 @@ from tinydet.data.dataset import (
     gather,
 )
 from tinydet.data.images import read_size
-from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes
+from tinydet.data.splits import check_split, class_labels, draw_split, of_split, resolve_classes
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike, short_path
 from tinydet.labels import BACKGROUND, IGNORE
@@ -50,7 +50,7 @@ class CocoDataset(DetectionDataset):
         if not count:
             raise InputError(f"{self._file}: there are no images")
         if split == "all" or split in files:
-            drawn, note = [*range(count)], f"{count} {'' if split == 'all' else f'{split} '}images, those of {path}"
+            drawn, note = [*range(count)], f"{count} {of_split(split)}images, those of {path}"
         else:
             drawn, note = draw_split(count, split=split, seed=seed, reason=f"{path} is the only file of annotations")
         paths, there = find_images(path, file.file_names[drawn].tolist())

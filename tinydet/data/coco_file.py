@@ -14,7 +14,7 @@ import numpy as np
 
 from tinydet.data.dataset import CocoAnnotations
 from tinydet.data.splits import split_of
-from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
+from tinydet.errors import InputError, NotFoundError, OnError, list_some, raise_error, try_call
 from tinydet.files import PathLike, list_files, list_folders, paused_gc, read_json, short_path
 
 # Other kinds of COCO's annotations, which lie beside those of objects.
@@ -50,8 +50,8 @@ def find_coco(root: PathLike) -> dict[str, Path]:
     if len(found) == 2:
         return found
     if not found or any(file not in found.values() and split_of(name) != "test" for name, file in files):
-        listed = ", ".join(short_path(file) for _, file in files[:5]) + (", ..." if len(files) > 5 else "")
-        raise InputError(f"{root}: {listed}: give the path of the annotations")
+        listed = [short_path(file) for _, file in files]
+        raise InputError(f"{root}: {list_some(listed, most=5)}: give the path of the annotations")
     return {"all": next(iter(found.values()))}
 
 

@@ -9,9 +9,17 @@ import numpy as np
 
 from tinydet.data.dataset import DetectionDataset, Frame, as_annotations, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
-from tinydet.data.splits import check_split, class_labels, draw_split, left_over_note, resolve_classes
+from tinydet.data.splits import (
+    SPLITS,
+    check_split,
+    class_labels,
+    draw_split,
+    left_over_note,
+    read_lists,
+    resolve_classes,
+)
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, composed, files_by_stem, list_files, parse_float, parse_lines, read_text, short_path
+from tinydet.files import PathLike, files_by_stem, list_files, parse_float, parse_lines, read_text, short_path
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
@@ -82,7 +90,7 @@ def find_kitti(root: PathLike) -> KittiFolder:
     for images, labels in both:
         if images.is_dir() and labels.is_dir():
             lists = (folder / "ImageSets" for folder in (images.parent, images.parent.parent, root))
-            found = (place for place in lists if any((place / f"{split}.txt").is_file() for split in ("train", "val")))
+            found = (place for place in lists if any((place / f"{split}.txt").is_file() for split in SPLITS))
             return KittiFolder(images, labels, next(found, None))
     for pair in both:
         for there, missing in (pair, pair[::-1]):
@@ -163,23 +171,19 @@ def _split_names(
 
 def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_error: OnError) -> list[str]:
     """Read the list of one split, and check what lists there are against the folder and each other."""
-    listed: dict[str, str] = {}
 
-    def check(line: str, *, where: str) -> str:
-        name = composed(line.strip())
+    def resolve(name: str, *, where: str) -> str:
         if name not in images:
             name = name.removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
         for what, known in (("image", images), ("label", labels)):
             if name not in known:
                 raise InputError(f"{where}: frame {name!r} has no {what}")
-        if (first := listed.setdefault(name, where)) != where:
-            raise InputError(f"{where}: frame {name!r} was listed before, in {first}")
         return name
 
-    there = [part for part in ("train", "val") if (lists / f"{part}.txt").is_file()]
+    there = [part for part in SPLITS if (lists / f"{part}.txt").is_file()]
     if split not in there:
         raise InputError(f"{lists}: has no {split}.txt")
-    names = {part: [*parse_lines(lists / f"{part}.txt", check, on_error=on_error).values()] for part in there}
+    names = read_lists(lists, there, resolve, what="frame", on_error=on_error)
     if not names[split]:
         raise InputError(f"{short_path(lists / split)}.txt: lists no frames")
     return names[split]

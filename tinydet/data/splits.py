@@ -1,16 +1,20 @@
 """Which images are of a split, and which classes they hold."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tinydet.errors import InputError, nearest
+from tinydet.errors import InputError, OnError, list_some, nearest
+from tinydet.files import composed, parse_lines
 from tinydet.labels import BACKGROUND, IGNORE
 
 DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+SPLITS = ("train", "val")
 
 
 def split_of(name: str) -> str | None:
@@ -21,8 +25,31 @@ def split_of(name: str) -> str | None:
 
 def check_split(split: str) -> None:
     """Raise InputError unless the split is train, val or all."""
-    if split not in ("train", "val", "all"):
+    if split not in (*SPLITS, "all"):
         raise InputError(f"split must be one of train, val, all; got {split!r}")
+
+
+def of_split(split: str) -> str:
+    """Return what messages say before "images": the split and a blank, or nothing for all."""
+    return "" if split == "all" else f"{split} "
+
+
+def read_lists(
+    folder: Path, splits: Iterable[str], resolve: Callable[..., str], *, what: str, on_error: OnError
+) -> dict[str, list[str]]:
+    """Read the lists of some splits, SPLIT.txt, each name once in all of them.
+
+    `resolve(name, where=file:line)` returns the name as the folder has it, or raises InputError; `what` has the name.
+    """
+    listed: dict[str, str] = {}
+
+    def check(line: str, *, where: str) -> str:
+        name = resolve(composed(line.strip()), where=where)
+        if (first := listed.setdefault(name, where)) != where:
+            raise InputError(f"{where}: {what} {name!r} was listed before, in {first}")
+        return name
+
+    return {split: [*parse_lines(folder / f"{split}.txt", check, on_error=on_error).values()] for split in splits}
 
 
 def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[int], str]:
@@ -44,14 +71,13 @@ def resolve_classes(
 
     DontCare, in any case, is no class: its boxes are ignore regions. `where` names the data in messages.
     """
-    of_split = "" if split == "all" else f"{split} "
     held = {name: count for name, count in counts.items() if count and name.lower() != DONT_CARE}
     named = [name for name in named if name.lower() != DONT_CARE]
     if classes is None:
         if split != "val" and not held:
-            raise InputError(f"{where}: the {of_split}images hold no objects")
+            raise InputError(f"{where}: the {of_split(split)}images hold no objects")
         absent = [name for name in named if name not in held]
-        return tuple(named), [f"no {of_split}image holds {', '.join(absent)}"] if absent else []
+        return tuple(named), [f"no {of_split(split)}image holds {', '.join(absent)}"] if absent else []
     lower, occurring = [name.lower() for name in classes], {name.lower() for name in held}
     if not classes or len(set(lower)) < len(lower) or DONT_CARE in lower:
         raise InputError(f"classes must be distinct names other than DontCare, got {', '.join(classes) or 'none'}")
@@ -61,7 +87,7 @@ def resolve_classes(
     missing = [name for name in classes if name.lower() not in occurring]
     if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
         there = ", ".join(f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])) or "nothing"
-        raise InputError(f"{where}: no {of_split}label holds class {missing[0]!r}; they hold {there}")
+        raise InputError(f"{where}: no {of_split(split)}label holds class {missing[0]!r}; they hold {there}")
     return tuple(classes), [f"{where}: does not name {', '.join(unknown)}"] if unknown else []
 
 
@@ -74,12 +100,11 @@ def class_labels(names: Iterable[str], classes: Sequence[str], *, ignored: Colle
 
 def unlabelled_note(labelled: Sequence[bool], *, split: str, what: str) -> list[str]:
     """Say in a sentence how many images of a split have no file of labels, where there are any."""
-    bare, of_split = labelled.count(False), "" if split == "all" else f"{split} "
-    text = f"{bare} of {len(labelled)} {of_split}images have no {what} file: they count as without objects"
+    bare = labelled.count(False)
+    text = f"{bare} of {len(labelled)} {of_split(split)}images have no {what} file: they count as without objects"
     return [text] if bare else []
 
 
 def left_over_note(what: str, names: Collection[str], folder: Path) -> list[str]:
     """Say in a sentence which files of a folder have no image, where there are any."""
-    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return [f"{folder}: {len(names)} {what} have no image ({some})"] if names else []
+    return [f"{folder}: {len(names)} {what} have no image ({list_some(sorted(names))})"] if names else []

@@ -9,14 +9,25 @@ from typing import NamedTuple
 
 from tinydet.data.dataset import DetectionDataset, Frame, join_frames
 from tinydet.data.images import IMAGE_SUFFIXES, read_size
-from tinydet.data.splits import check_split, class_labels, draw_split, resolve_classes, split_of, unlabelled_note
+from tinydet.data.splits import (
+    SPLITS,
+    check_split,
+    class_labels,
+    draw_split,
+    read_lists,
+    resolve_classes,
+    split_of,
+    unlabelled_note,
+)
 from tinydet.data.voc_xml import NO_OBJECTS, VocObjects, read_voc
-from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, composed, files_by_stem, list_files, list_folders, parse_lines, short_path
+from tinydet.errors import InputError, NotFoundError, OnError, list_some, raise_error, try_call
+from tinydet.files import PathLike, composed, files_by_stem, list_files, list_folders, short_path
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
-SPLITS = ("train", "val")
 ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
+
+
+Paths = dict[str, Path]  # files by their names without suffix
 
 
 class VocPart(NamedTuple):
@@ -47,7 +58,7 @@ def find_voc(root: PathLike) -> VocFolder:
     paths: dict[str, Path] = {}
     for path in found:
         split = split_of(path.name)
-        if split in ("train", "val") and (first := paths.setdefault(split, path)) != path:
+        if split in SPLITS and (first := paths.setdefault(split, path)) != path:
             raise InputError(f"{root}: both {first.name} and {path.name} hold {split} images")
     if not paths:
         raise NotFoundError(
@@ -76,7 +87,7 @@ def _has_folders(place: Path) -> bool:
     return place.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)
 
 
-def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[dict[str, Path], dict[str, Path]]:
+def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[Paths, Paths]:
     """Map names to the XML files and to the images of a part."""
     pairs = ((part.annotations, (".xml",)), (part.images, IMAGE_SUFFIXES))
     files, images = (
@@ -163,9 +174,8 @@ def _size_note(images: Iterable[tuple[VocObjects, tuple[int, int]]]) -> list[str
         for one, size in images
         if one.path and one.size not in (size, (), (0, 0))
     ]
-    some = "; ".join(wrong[:3]) + ("; ..." if len(wrong) > 3 else "")
-    note = f"{len(wrong)} XML files state another size than their image has; the image's is used: {some}"
-    return [note] if wrong else []
+    text = f"{len(wrong)} XML files state another size than their image has; the image's is used"
+    return [f"{text}: {list_some(wrong, between='; ')}"] if wrong else []
 
 
 def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[dict[str, list[Image]], str]:
@@ -174,7 +184,7 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
         splits = {key: [*_read_part(part, on_error=on_error).values()] for key, part in folder.parts.items()}
         return splits, f"the folders of {folder.path} say"
     lists, part = folder.path / "ImageSets/Main", folder.parts["all"]
-    there = [key for key in ("train", "val", "trainval") if (lists / f"{key}.txt").is_file()]
+    there = [key for key in (*SPLITS, "trainval") if (lists / f"{key}.txt").is_file()]
     if split == "all" or not there:
         reason = f"{folder.path} has neither train.txt nor val.txt in ImageSets/Main, nor folders of both splits"
         images = _read_part(part, on_error=on_error)
@@ -184,43 +194,44 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
         return {"all": [*images.values()]}, reason
     if there == ["trainval"]:  # what it does not list is of test
         return _read_listed(lists, there, part, on_error=on_error), f"{lists} has trainval.txt, and no train.txt"
-    both = [key for key in ("train", "val") if key in there or key == split]
+    both = [key for key in SPLITS if key in there or key == split]
     return _read_listed(lists, both, part, on_error=on_error), f"listed in {lists}"
 
 
 def _read_listed(lists: Path, splits: Sequence[str], part: VocPart, *, on_error: OnError) -> dict[str, list[Image]]:
-    """Read the images that the lists of some splits name."""
-    listed = _read_lists(lists, splits, part, on_error=on_error)
-    images = _read_part(part, {name for names in listed.values() for name in names}, on_error=on_error)
-    return {key: [images[name] for name in names if name in images] for key, names in listed.items()}
+    """Read the images that the lists of some splits name, as their XML files or as they are called."""
+    files, images = by_name = _by_name(part, on_error=on_error)
 
+    known = files.keys() | images.keys()
 
-def _read_lists(lists: Path, splits: Iterable[str], part: VocPart, *, on_error: OnError) -> dict[str, list[str]]:
-    """Read the lists of names, and check them against the folder and each other."""
-    known = {name for names in _by_name(part, on_error=lambda _: None) for name in names}
-    listed: dict[str, str] = {}
-
-    def check(line: str, *, where: str) -> str:
-        name = composed(line.strip())
+    def resolve(name: str, *, where: str) -> str:
         if name not in known:  # lists of one class say too whether an image holds it: -1, 0 or 1
             name = re.sub(r"\s+(-1|0|1)$", "", name)
         if name not in known:
             raise InputError(f"{where}: {name!r} has neither an XML file nor an image")
-        if (first := listed.setdefault(name, where)) != where:
-            raise InputError(f"{where}: image {name!r} was listed before, in {first}")
         return name
 
-    return {split: [*parse_lines(lists / f"{split}.txt", check, on_error=on_error).values()] for split in splits}
+    listed = read_lists(lists, splits, resolve, what="image", on_error=on_error)
+    names = {name for some in listed.values() for name in some}
+    found = _read_images(part, by_name, names, on_error=on_error)
+    return {key: [found[name] for name in some if name in found] for key, some in listed.items()}
 
 
-def _read_part(part: VocPart, names: AbstractSet[str] | None = None, *, on_error: OnError) -> dict[str, Image]:
+def _read_part(part: VocPart, *, on_error: OnError) -> dict[str, Image]:
+    """Read the objects of all images of a part."""
+    return _read_images(part, _by_name(part, on_error=on_error), None, on_error=on_error)
+
+
+def _read_images(
+    part: VocPart, by_name: tuple[Paths, Paths], names: AbstractSet[str] | None, *, on_error: OnError
+) -> dict[str, Image]:
     """Read the objects of all images, or those of some names, and find the image of each XML file."""
-    files, images = _by_name(part, on_error=on_error)
+    files, images = by_name
     free = {name: path for name, path in images.items() if name not in files}
+    if names is not None and names <= files.keys():  # else one names an image, whose XML file may be any
+        files = {name: file for name, file in files.items() if name in names}
     found: dict[str, Image] = {}
     for name, file in files.items():
-        if names is not None and name not in names and names <= files.keys():
-            continue
         if (objects := try_call(on_error, read_voc, file, on_error=on_error)) is None:
             continue
         # The file's own name first: images are renamed and converted more often than their XML files are rewritten.

@@ -14,6 +14,7 @@ from tinydet.data.splits import (
     class_labels,
     draw_split,
     left_over_note,
+    of_split,
     resolve_classes,
     split_of,
     unlabelled_note,
@@ -53,7 +54,7 @@ def find_yolo(root: PathLike) -> YoloFolder:
             images = _split_by_folder(root)
             if not any(text.is_file() for some in images.values() for text in find_labels(some).values()):
                 raise InputError(f"{short_path(file)} names classes, but no image in {root} has a label file")
-            return YoloFolder(file, _check_names(names, where=short_path(file)), images, None)
+            return YoloFolder(file, _check_names(names, where=short_path(file)), images)
     if (root / "labels").is_dir():
         raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
     raise NotFoundError(f"{root}: found no data.yaml")
@@ -203,9 +204,8 @@ class YoloDataset(DetectionDataset):
         self._texts = [texts[image] for image, _ in sized]
         labelled = [text.is_file() for text in self._texts]
         if sized and not any(labelled):
-            of_split = "" if split == "all" else f"{split} "
             raise InputError(
-                f"{where}: none of {len(sized)} {of_split}images has a label file, such as {self._texts[0]}"
+                f"{where}: none of {len(sized)} {of_split(split)}images has a label file, such as {self._texts[0]}"
             )
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
