@@ -18,6 +18,7 @@ from tinydet.data.images import IMAGE_SUFFIXES, Box, read_image, read_size
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
 from tinydet.data.splits import DONT_CARE, SPLITS
+from tinydet.data.yolo_rows import box_shares
 from tinydet.errors import InputError
 from tinydet.files import PathLike
 from tinydet.labels import IGNORE
@@ -228,12 +229,9 @@ def _coco_texts(splits: Splits, classes: Sequence[str]) -> Texts:
 
 def _yolo_texts(splits: Splits, classes: Sequence[str]) -> Texts:
     """Write a text file of shares for each image, and data.yaml."""
-    for key, name, (height, width), objects in _images(splits):
-        lines = ""
-        for label, (x1, y1, x2, y2) in objects:
-            if label != IGNORE:
-                sides = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-                lines += f"{label} {' '.join(map(str, sides))}\n"
+    for key, name, size, objects in _images(splits):
+        rows = [(label, *box_shares(box, size)) for label, box in objects if label != IGNORE]
+        lines = "".join(f"{' '.join(map(str, row))}\n" for row in rows)
         yield f"labels/{key}/{os.path.splitext(name)[0]}.txt", lines
     # What is JSON is YAML, and a class may be called "no".
     yield "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps([*classes], ensure_ascii=False)}\n"

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from tinydet.data.yolo_rows import box_shares
 from tinydet.draw import draw
 from tinydet.errors import InputError
 from tinydet.model.postprocess import Detections
@@ -89,11 +90,8 @@ class Prediction:
 
     def to_yolo(self) -> str:
         """Format as a YOLO result file: label, centre, width and height as shares of the image's, and score."""
-        (height, width), text = self.image.shape[:2], ""
-        for label, score, (x1, y1, x2, y2) in self._rows():
-            sides = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-            text += f"{label} {' '.join(f'{side:.9g}' for side in sides)} {score}\n"
-        return text
+        rows = ((label, box_shares(box, self.image.shape[:2]), score) for label, score, box in self._rows())
+        return "".join(f"{label} {' '.join(f'{side:.9g}' for side in sides)} {score}\n" for label, sides, score in rows)
 
     def to_labelstudio(self) -> dict[str, Any]:
         """Format as a task of Label Studio with predictions, for the tags Image "image" and RectangleLabels "label"."""

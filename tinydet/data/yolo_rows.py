@@ -20,6 +20,12 @@ FEW_ROWS = 3  # from which on a length may be usual
 EXPECTED = "expected a class, and a box, an outline, a box and keypoints, or a box with a score or a track id"
 
 
+def box_shares(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Convert an xyxy box in pixels of an image of (height, width) to centre, width and height, shares of it."""
+    (x1, y1, x2, y2), (height, width) = box, size
+    return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+
+
 class Objects(NamedTuple):
     """The objects of one image."""
 
