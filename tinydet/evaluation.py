@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tinydet.data.dataset import DetectionDataset, ground_truth
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import val_batches
+from tinydet.data.loader import dead_worker, val_batches
 from tinydet.data.open import open_dataset
 from tinydet.detector import Detector
 from tinydet.errors import InputError
@@ -38,7 +38,7 @@ class Validation(NamedTuple):
 @torch.inference_mode()
 def validate(
     variables: tuple[Params, Params],
-    data: Dataset[Any] | DataLoader[Any],
+    data: Any,
     *,
     config: ModelConfig,
     batch_size: int = 8,
@@ -46,12 +46,12 @@ def validate(
 ) -> Validation:
     """Compute the losses and the detections of a dataset in one pass, on the device of (params, buffers).
 
-    The data are any sized dataset of `Example` or (image, boxes, labels), or a loader of `Batch`.
+    The data are any sized dataset of `Example` or (image, boxes, labels), or batches.
 
     Raises:
         InputError: a label is none of the classes of the config.
     """
-    if not isinstance(data, DataLoader):
+    if hasattr(data, "__getitem__"):
         data = val_batches(data, config, batch_size=batch_size, workers=workers)
     device = next(iter(variables[0].values())).device
     infer = inference_fn(Variables(*variables), config=config)
@@ -211,4 +211,8 @@ def evaluate_detector(
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)
         return dataset, [one.detections for one in found]
     (params, buffers), config = weights[0][1:3], weights[0].config
-    return dataset, validate((params, buffers), dataset, config=config, batch_size=batch_size, workers=1).detections
+    loader = val_batches(dataset, config, batch_size=batch_size, workers=1)
+    try:
+        return dataset, validate((params, buffers), loader, config=config).detections
+    except RuntimeError as error:
+        raise dead_worker(error, loader) or error from None

@@ -1,6 +1,9 @@
 """Batches depend on the seed, the epoch and the index: not on who loads them, or where a run went on."""
 
+import os
 import pickle
+import re
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tinydet.data.augment import augment
 from tinydet.data.images import Example, letterbox, letterbox_scale
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import Batch, collate, resolve_crop, train_batches, val_batches
+from tinydet.data.loader import Batch, _start_worker, collate, dead_worker, resolve_crop, train_batches, val_batches
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
 
@@ -239,3 +242,49 @@ def test_any_data_set_gives_the_same_batches(dataset: KittiDataset) -> None:
     for batch, other in zip(ours, theirs, strict=True):
         assert [int(name) for name in batch.names] == [int(name) for name in other.names]
         assert_same(batch, other._replace(names=batch.names))
+
+
+class Deadly(Dataset[Any]):
+    """Images of which one kills the process that loads it."""
+
+    names = ("a", "b", "c", "d")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.names[index] == "c":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((32, 32, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, int)
+
+
+@forks
+def test_a_worker_that_dies_names_its_image() -> None:
+    val, other = (val_batches(Deadly(), Config(), batch_size=1, workers=2) for _ in range(2))
+    with pytest.raises(RuntimeError) as caught:
+        list(val)
+    error = dead_worker(caught.value, other, val)
+    assert re.match(
+        r"image c: the process that loaded it died \(DataLoader worker .*\); try fewer workers$", str(error)
+    )
+    assert dead_worker(RuntimeError("another"), val) is None
+
+
+def test_workers_leave_signals_to_the_process_that_trains() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        _start_worker(0, augments=False)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, to all processes; the next one is the loader's
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_batches_that_are_done_are_skipped(dataset: KittiDataset) -> None:
+    settings: Any = {"batch_size": 2, "epochs": range(1, 3)}
+    whole, rest = (list(train_batches(dataset, Config(), **settings, skip=skip)) for skip in (0, 2))
+    assert (len(whole), len(rest)) == (6, 4)
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert_same(one, other)

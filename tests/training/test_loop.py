@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +29,8 @@ from tinydet.evaluation import Scores, Validation
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.training.autosize import anchor_recall
-from tinydet.training.loop import Event, Message, Started, Stepped, Validated, data_notes, new_folder, train
+from tinydet.training.diagnose import data_notes
+from tinydet.training.loop import Event, Message, Started, Stepped, Validated, train
 from tinydet.training.schedule import cosine
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State
@@ -97,7 +97,7 @@ def stopped(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -
 
 def digests(folder: Path) -> dict[str, str]:
     """What the files of a folder hold, byte for byte."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("[!.]*"))}
 
 
 def linked(folder: Path, tmp_path: Path) -> Path:
@@ -201,7 +201,7 @@ def test_last_is_the_last_epoch_and_best_the_best(settings: TrainSettings, throu
 def test_ctrl_c_leaves_the_last_whole_epoch(stopped: Path) -> None:
     before = json.loads((stopped / "before.json").read_text())
     assert digests(stopped).items() >= before.items()
-    assert sorted(path.name for path in stopped.iterdir()) == sorted([*before, "before.json"])
+    assert sorted(path.name for path in stopped.glob("[!.]*")) == sorted([*before, "before.json"])
     training = load_checkpoint(stopped / "last.pt").training
     assert (training["step"], len(training["history"]), len(strict_rows(stopped))) == (STEPS, 1, 1)
 
@@ -214,13 +214,13 @@ def test_a_run_that_was_stopped_twice_ends_as_if_it_had_not_been(
     save = tinydet.training.loop.save
 
     def full_disk(path: Path, state: State, config: ModelConfig, **training: Any) -> None:
-        if path.name == "last.pt" and len(training["history"]) == EPOCHS:
+        if len(training["history"]) == EPOCHS:
             raise OSError(28, "No space left on device")
         save(path, state, config, **training)
 
     with monkeypatch.context() as patch:
         patch.setattr(tinydet.training.loop, "save", full_disk)
-        with pytest.raises(OSError, match="No space left"):  # just before the end, after metrics.jsonl was written
+        with pytest.raises(OSError, match="No space left"):  # just before the end
             list(train(replace(settings, workers=1), out, resume=True))
     assert len(load_checkpoint(out / "last.pt").training["history"]) == EPOCHS - 1
     events = list(train(settings, out, resume=True))
@@ -229,15 +229,34 @@ def test_a_run_that_was_stopped_twice_ends_as_if_it_had_not_been(
     assert isinstance(said[0], Started)
     assert len(said[0].history) == EPOCHS - 1
 
-    assert timeless(strict_rows(out)) == timeless(through.rows)
+    assert_same_run(out, through.out)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_stopped_in_mid_epoch_comes_to_the_same(
+    settings: TrainSettings, through: Run, tmp_path: Path, workers: int
+) -> None:
+    """Stopped in the second epoch, and in the validations of the second and the last."""
+    run = replace(settings, workers=workers)
+    for number, batches in enumerate((STEPS + 2, STEPS - 1, STEPS + 1)):  # of training and validation
+        left = iter([False] * batches)
+        events = train(run, tmp_path / "run", resume=number > 0, stop=lambda left=left: next(left, True))  # type: ignore[misc]
+        steps = [event.step for event in events if isinstance(event, Stepped)]
+        assert load_checkpoint(tmp_path / "run/last.pt").training["step"] == steps[-1]
+    list(train(run, tmp_path / "run", resume=True))
+    assert_same_run(tmp_path / "run", through.out)
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    """Assert that two runs came to the same checkpoints and rows, but for seconds."""
+    assert timeless(strict_rows(out)) == timeless(strict_rows(expected))
     for name in ("last.pt", "best.pt"):
-        resumed, expected = load_checkpoint(out / name), load_checkpoint(through.out / name)
-        for checkpoint in (resumed, expected):
+        pair = load_checkpoint(out / name), load_checkpoint(expected / name)
+        for checkpoint in pair:
             checkpoint.training["history"] = timeless(checkpoint.training["history"])
-            for name in ("workers", "elapsed"):
-                checkpoint.training["settings"].pop(name, None)
+            checkpoint.training["settings"].pop("workers")
             checkpoint.training.pop("elapsed")
-        assert_same(resumed, expected)
+        assert_same(*pair)
 
 
 def test_a_finished_run_has_nothing_left_to_do(settings: TrainSettings, through: Run) -> None:
@@ -289,10 +308,8 @@ def test_crowded_validation_images_are_noted_at_the_start() -> None:
         )
         for n in (1, 101)
     )
-    run: Any = SimpleNamespace(
-        train_set=few, val_set=many, config=model_config("lite0"), settings=TrainSettings("x", overfit=1)
-    )
-    assert any(note.startswith("1 image holds more than 100 objects; COCO's AP counts 100") for note in data_notes(run))
+    notes = data_notes(few, many, image_size=(320, 320), overfit=True)
+    assert any(note.startswith("1 image holds more than 100 objects; COCO's AP counts 100") for note in notes)
 
 
 def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) -> None:
@@ -312,7 +329,7 @@ def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) ->
 
 def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None:
     before = digests(through.out)
-    with pytest.raises(InputError, match=r"through: holds a run already; resume it, or choose another folder$"):
+    with pytest.raises(InputError, match=r"through: holds a run already \(last\.pt\); resume it, or choose"):
         next(train(settings, through.out))
     assert digests(through.out) == before
 
@@ -320,7 +337,7 @@ def test_a_run_is_not_overwritten(settings: TrainSettings, through: Run) -> None
 def test_a_file_is_no_folder_for_a_run(settings: TrainSettings, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file/run"):
-        with pytest.raises(InputError, match=f"^{out}: cannot be the folder of a run; there is a file of that name"):
+        with pytest.raises(InputError, match=rf"^{out}: cannot be the folder of a run \((File e|Not a d)"):
             next(train(settings, out))
 
 
@@ -349,10 +366,12 @@ def test_a_diverged_step_leaves_the_last_checkpoint(settings: TrainSettings, sto
     before = digests(out)
     events = train(replace(settings, lr=1e30), out, resume=True)
     with pytest.raises(
-        FloatingPointError, match=r"^step \d+: the loss is not finite \(total \S+, .*\) on \d{6}, \d{6}$"
+        FloatingPointError,
+        match=r"^step \d+: the loss is not finite \(total \S+, .*\) on \d{6}, \d{6}; tinydet train",
     ):
         list(events)
-    assert digests(out) == before
+    assert digests(out).items() >= before.items()
+    assert {*digests(out)} - {*before} == {"failed-step.pt"}
 
 
 def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp_path: Path) -> None:
@@ -363,7 +382,8 @@ def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp
         pass
     with pytest.raises(FloatingPointError, match=r"^after step 1: the validation loss is not finite \((nan|inf)\)$"):
         next(events)
-    assert [*digests(tmp_path)] == ["config.json"]
+    assert [*digests(tmp_path)] == ["config.json", "last.pt", "metrics.jsonl"]
+    assert load_checkpoint(tmp_path / "last.pt").training["step"] == 0
 
 
 # SGD, the plateau, and the best epoch
@@ -538,18 +558,3 @@ def test_a_few_images_are_overfitted(tmp_path: Path) -> None:
     assert all(row["COCO"]["AP50"] <= 99.9 for row in rows[:-1])
     assert "KITTI" not in rows[-1]
     assert any("overfit" in text and "1 image" in text for text in messages)
-
-
-# Folders
-
-
-def test_a_new_run_takes_the_first_free_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert new_folder("d0") == Path("runs/d0-1")
-    assert not Path("runs").exists()
-    for name in ("d0-1", "d0-3", "d1-2"):
-        Path("runs", name).mkdir(parents=True)
-    assert new_folder("d0") == Path("runs/d0-2")
-    Path("runs/d0-2").write_text("a file")
-    assert new_folder("d0") == Path("runs/d0-4")
-    assert new_folder("d1") == Path("runs/d1-1")

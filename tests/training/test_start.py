@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints import hollow
 from tests.kitti_folders import label_line, write_frame, write_kitti
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.kitti import KittiDataset
@@ -25,72 +24,9 @@ from tinydet.training.start import (
     overfit_settings,
     overfit_splits,
     resolve_config,
-    resumed_settings,
 )
-from tinydet.weights.checkpoint import save_checkpoint
 
 WIDE, SQUARE = (375, 1242), (480, 640)  # height, width
-STARTED = TrainSettings("kitti", model="lite0", lr=0.25, classes=("Car",), workers=0)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """The folder of a run that started with STARTED."""
-    save_settings(tmp_path, dataclasses.asdict(STARTED))
-    return tmp_path
-
-
-def save_settings(folder: Path, settings: dict[str, Any]) -> None:
-    config = model_config("lite0", classes=("Car",))
-    save_checkpoint(folder / "last.pt", hollow(config, training={"settings": settings}))
-
-
-def test_a_resumed_run_has_the_settings_that_it_started_with(out: Path) -> None:
-    given = TrainSettings("kitti", lr=0.25, epochs=3, workers=0)
-    assert resumed_settings(out, given, fixed=["data", "lr"]) == STARTED
-    assert resumed_settings(out, given, fixed=[]) == STARTED
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"lr": 0.5}, "lr 0.25 and cannot go on with 0.5"),
-        ({"lr": None}, "lr 0.25 and cannot go on with None"),
-        ({"data": "coco"}, "data 'kitti' and cannot go on with 'coco'"),
-        ({"classes": ("Car", "Van")}, r"classes \('Car',\) and cannot go on with \('Car', 'Van'\)"),
-        ({"image_size": (64, 64)}, r"image_size None and cannot go on with \(64, 64\)"),
-    ],
-)
-def test_a_resumed_run_cannot_change(out: Path, changes: dict[str, Any], said: str) -> None:
-    given = dataclasses.replace(STARTED, **changes)
-    with pytest.raises(InputError, match=f": started with {said}; start a new run$") as caught:
-        resumed_settings(out, given, fixed=["data", "lr", "classes", "image_size"])
-    assert str(caught.value).startswith(f"{out}: ")
-
-
-def test_a_resumed_run_keeps_its_transforms(tmp_path: Path) -> None:
-    flip, blur = ({"transform": {"__class_fullname__": name, "p": 1.0}} for name in ("HorizontalFlip", "Blur"))
-    started = dataclasses.replace(STARTED, augment=flip)
-    save_settings(tmp_path, dataclasses.asdict(started))
-    assert resumed_settings(tmp_path, STARTED, fixed=["data"]) == started
-    assert resumed_settings(tmp_path, started, fixed=["augment"]) == started
-    with pytest.raises(InputError, match=r"started with other transforms, those in its config\.json; start a new run$"):
-        resumed_settings(tmp_path, dataclasses.replace(started, augment=blur), fixed=["augment"])
-
-
-def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"last\.pt: No such file"):
-        resumed_settings(tmp_path, STARTED, fixed=[])
-
-
-@pytest.mark.parametrize("settings", [None, {"data": "kitti", "wings": 2}, {}])
-def test_settings_of_another_version(tmp_path: Path, settings: dict[str, Any] | None) -> None:
-    if settings is None:  # weights alone
-        save_checkpoint(tmp_path / "last.pt", hollow(model_config("lite0")))
-    else:
-        save_settings(tmp_path, settings)
-    with pytest.raises(InputError, match=r"last\.pt: holds no run that this version can resume \("):
-        resumed_settings(tmp_path, STARTED, fixed=[])
 
 
 # The model

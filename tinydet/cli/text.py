@@ -9,6 +9,7 @@ from tinydet.metrics.coco import STATS
 from tinydet.metrics.kitti import DIFFICULTIES
 from tinydet.runs import class_columns, table_lines
 from tinydet.training.loop import Started
+from tinydet.training.replay import Replay
 from tinydet.weights.load import LoadReport
 
 MODEL_CARD = """---
@@ -198,3 +199,10 @@ def epoch_line(cells: list[str], classes: Iterable[str]) -> str:
     """Align the cells of an epoch; columns are wide enough for the names of their classes."""
     widths = [5, 10, 10, 10, *(max(10, len(name)) for name in classes), 10, 10]
     return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def replay_lines(found: Replay) -> str:
+    """Format a step that was run again: its images, the terms of its loss, and the layer where it fails."""
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in found.terms.items())
+    where = f"first not finite: {found.layer}" if found.layer else "all is finite on this device"
+    return f"step {found.step} on {', '.join(found.images)}, learning rate {found.lr:.3g}\n{terms}\n{where}"

@@ -1,10 +1,14 @@
 """Commands of training: train, check, runs, compare."""
 
 import json
+import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,23 +31,30 @@ from tinydet.cli.base import (
 from tinydet.errors import InputError
 from tinydet.training.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from tinydet.training.loop import Event, Started
+
 
 @command()
-@click.argument("data", type=PATH)
+@click.argument("data", type=PATH, required=False)
 @setting_options(*(name for name in FIELDS if name != "data"))
 @option("--no-ema", is_flag=True, help="Do not average the weights: --ema-decay 0.")
 @option("--weights-report", is_flag=True, help="List the tensors that the weights lack or that the model lacks.")
 @option("--out", type=PATH, help="Folder of the run; default: a new one in runs/.")
 @option("--resume", is_flag=True, help="Go on with the run in --out, with the settings it started with.")
+@option(
+    "--replay", "failed", type=PATH, help="Run the step again in this failed-step.pt of a run, and show where it fails."
+)
 @device_option
 @click.pass_context
 def train(
     ctx: click.Context,
-    data: Path,
+    data: Path | None,
     no_ema: bool,
     weights_report: bool,
     out: Path | None,
     resume: bool,
+    failed: Path | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -51,7 +62,7 @@ def train(
 
     DATA is a KITTI, YOLO or Pascal VOC folder, or COCO annotations. The averaged weights are validated after every
     epoch. A run's folder holds the checkpoints best.pt and last.pt, metrics.jsonl with one line an epoch, and images
-    and curves of the run.
+    and curves of the run. Ctrl-C ends it after the step, and --resume goes on from there; a second one ends it at once.
 
     \b
     Examples:
@@ -61,24 +72,24 @@ def train(
       tinydet train mydata/ --overfit 4
       tinydet train mydata/ --weights coco --freeze backbone
       tinydet train kitti/ --out runs/d0-1 --resume
+      tinydet train --replay runs/d0-1/failed-step.pt
     """
-    from tinydet.cli.text import epoch_head, epoch_row, run_header, weights_lines
+    from tinydet.cli.text import replay_lines, run_header, weights_lines
     from tinydet.data.transforms import read_transforms
-    from tinydet.run_images import (
-        GRID_IMAGES,
-        NO_MATPLOTLIB,
-        has_matplotlib,
-        log_epoch,
-        open_tensorboard,
-        save_epoch_images,
-        save_train_grid,
-    )
-    from tinydet.training.loop import Message, Started, Stepped, Validated, training_batches
+    from tinydet.training.folder import resumed_settings
+    from tinydet.training.loop import Started
     from tinydet.training.loop import train as train_loop
-    from tinydet.training.start import resumed_settings
+    from tinydet.training.replay import replay
 
     device = choose_device(device)
     typed = {n for n in ctx.params if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
+    if failed is not None:
+        if others := typed - {"failed", "device"}:
+            raise InputError(f"--replay takes everything from its file; leave out {', '.join(sorted(others))}")
+        echo(replay_lines(replay(failed, device=device)))
+        return
+    if data is None:
+        raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     if {"epochs", "minutes"} <= typed:
         raise InputError("--epochs and --minutes: give one of them")
     if no_ema:
@@ -91,19 +102,69 @@ def train(
             raise InputError("--resume: name the run to resume by --out")
         fixed = [*({"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}), "data"]
         settings = resumed_settings(out, settings, fixed=fixed)
-    repeated = shlex.join(["tinydet", *sys.argv[1:]])
-    events = train_loop(settings, out, resume=resume, device=device, command=repeated, progress=on_terminal())
+    repeated, caught = shlex.join(["tinydet", *sys.argv[1:]]), list[int]()
+    events = train_loop(
+        settings, out, resume=resume, device=device, command=repeated, progress=on_terminal(), stop=lambda: bool(caught)
+    )
     started = next(events)
     assert isinstance(started, Started)
+    if weights_report and started.run.report:
+        echo("\n".join(weights_lines(started.run.report)))
+    echo(run_header(started))
+    kept = ["--device", device] if "device" in typed else []
+    again = shlex.join(["tinydet", "train", str(data), "--out", str(started.out), *kept, "--resume"])
+    try:
+        with first_signal(caught):
+            show_run(started, events)
+    except InputError as error:
+        raise InputError(f"{error}; then go on with: {again}") from error
+    if caught:
+        echo(f"stopped; go on with: {again}", err=True)
+        ctx.exit(128 + caught[0])
+    echo(f"best epoch in {started.out / 'best.pt'}, last epoch in {started.out / 'last.pt'}")
+
+
+@contextmanager
+def first_signal(caught: list[int]) -> Iterator[None]:
+    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def catch(number: int, _: Any) -> None:
+        caught.append(number)
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nends after this step; again to end at once\n")
+
+    before = [signal.signal(each, catch) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+def show_run(started: "Started", events: "Iterator[Event]") -> None:
+    """Print the events of a run, and save its images, curves and logs."""
+    from tinydet.cli.text import epoch_head, epoch_row
+    from tinydet.run_images import (
+        GRID_IMAGES,
+        NO_MATPLOTLIB,
+        has_matplotlib,
+        log_epoch,
+        open_tensorboard,
+        save_epoch_images,
+        save_train_grid,
+    )
+    from tinydet.training.loop import Message, Stepped, Validated
+    from tinydet.training.start import training_batches
+
     run, folder, history = started.run, started.out, started.history
     epoch, step = (history[-1]["epoch"], history[-1]["step"]) if history else (0, 0)
     writer = open_tensorboard(folder, step=step)
     count = min(GRID_IMAGES, len(run.train_set))
     batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
     save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
-    if weights_report and run.report:
-        echo("\n".join(weights_lines(run.report)))
-    echo(run_header(started))
     if not has_matplotlib():
         echo(f"note: {NO_MATPLOTLIB}", err=True)
     head, bar = epoch_head(run.config.classes), None
@@ -127,9 +188,9 @@ def train(
             if writer:
                 log_epoch(writer, event.row)
             echo(epoch_row(event.row, run.config.classes, best=event.best))
+    erase(bar)
     if writer:
         writer.close()
-    echo(f"best epoch in {folder / 'best.pt'}, last epoch in {folder / 'last.pt'}")
 
 
 @command()

@@ -1,16 +1,20 @@
 """Examples to batches, by as many workers as there are to spare."""
 
+import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tinydet.data.augment import augment, copy_paste, import_albumentations
 from tinydet.data.images import Example, letterbox, to_example
@@ -71,6 +75,7 @@ def train_batches(
     *,
     batch_size: int = 4,
     epochs: int | range = 1,
+    skip: int = 0,
     crop: tuple[int, int] | None = None,
     scale_range: tuple[float, float] | None = (0.8, 1.8),
     copy_paste: float = 0.7,
@@ -88,6 +93,7 @@ def train_batches(
         dataset: any sized data set of unscaled `Example`s, or of (image, boxes, labels); see `to_example`.
         batch_size: what does not fill a batch at an epoch's end is left out of it.
         epochs: how many; or which: `range(3, 10)` goes on where three are done.
+        skip: how many batches of the first of these are done.
         crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
         scale_range: of `augment`; images are only letterboxed to the input when None.
         copy_paste: the probability that an image gets objects of another, drawn at random.
@@ -106,7 +112,7 @@ def train_batches(
     transforms = None if augment is None else own_transforms(augment, size=crop)
     how = (crop, scale_range, copy_paste, seed, transforms)
     examples = _Examples(dataset, config, count - count % batch_size, epochs, *how)
-    return _Loader(examples, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
+    return _Loader(examples, first=skip * batch_size, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
 
 
 def val_batches(
@@ -136,14 +142,20 @@ class _Examples(Dataset[Example]):
     copy_paste: float = 0.0
     seed: int = 0
     transforms: Any = None
+    loading: Any = ()  # of each worker its process and the position that it loads, in shared memory
 
     def __len__(self) -> int:
         return len(self.epochs) * self.used
 
-    def __getitem__(self, position: int) -> Example:
+    def place(self, position: int) -> tuple[int, int]:
+        """Find the epoch and the example of a position."""
         epoch, index = self.epochs[position // self.used], position % self.used
-        if self.crop is not None:
-            index = _shuffled(len(self.dataset), self.seed, epoch)[index]
+        return epoch, index if self.crop is None else _shuffled(len(self.dataset), self.seed, epoch)[index]
+
+    def __getitem__(self, position: int) -> Example:
+        if worker := get_worker_info():
+            self.loading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), position
+        epoch, index = self.place(position)
         example = to_example(self.dataset[index], str(index))
         if self.crop is None or self.scale_range is None:
             return letterbox(example, self.config.image_size, pad_value=self.config.pad_value)
@@ -157,14 +169,16 @@ class _Examples(Dataset[Example]):
 
 
 class _Loader(DataLoader[Batch]):
-    """A loader of batches of the examples, in order."""
+    """A loader of batches of the examples, in order, after the first ones."""
 
-    def __init__(self, examples: _Examples, **settings: Any) -> None:
+    def __init__(self, examples: _Examples, *, num_workers: int, first: int = 0, **settings: Any) -> None:
         super().__init__(
-            examples,  # type: ignore[arg-type]
+            replace(examples, loading=RawArray("q", 2 * num_workers)),  # type: ignore[arg-type]
+            sampler=range(first, len(examples)),
             collate_fn=collate,
-            worker_init_fn=_start_augmenting if examples.scale_range else None,
-            persistent_workers=settings["num_workers"] > 0,
+            worker_init_fn=partial(_start_worker, augments=examples.scale_range is not None),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # or it draws from the global one
             **settings,
         )
@@ -177,7 +191,22 @@ class _Loader(DataLoader[Batch]):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
 
 
-def _start_augmenting(_: int) -> None:
-    """Keep OpenCV, by which albumentations works, to one thread in a worker; torch has seen to its own."""
-    import_albumentations()
-    sys.modules["cv2"].setNumThreads(0)
+def _start_worker(_: int, *, augments: bool) -> None:
+    """Leave signals of a terminal or a scheduler to the process that trains; keep OpenCV to one thread, as torch is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one ends it
+    if augments:
+        import_albumentations()
+        sys.modules["cv2"].setNumThreads(0)
+
+
+def dead_worker(error: RuntimeError, *loaders: Any) -> InputError | None:
+    """Make of torch's error about a dead worker of these loaders one that names the image; None of another error."""
+    if not (found := re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))):
+        return None
+    for examples in (loader.dataset for loader in loaders):
+        if int(found[1]) in (pids := examples.loading[::2]):
+            index = examples.place(examples.loading[2 * pids.index(int(found[1])) + 1])[1]
+            name = getattr(examples.dataset, "names", range(len(examples.dataset)))[index]
+            return InputError(f"image {name}: the process that loaded it died ({error}); try fewer workers")
+    return None

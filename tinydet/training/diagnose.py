@@ -7,9 +7,11 @@ from typing import Any, ParamSpec
 
 import torch
 
+from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakage
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.images import letterbox_scale
 from tinydet.labels import IGNORE
+from tinydet.metrics.coco import CocoTruth, crowded_notes
 from tinydet.model.config import ModelConfig
 from tinydet.model.postprocess import Detections, model_anchors
 from tinydet.ops.anchors import max_anchor_iou
@@ -217,3 +219,14 @@ def overfit_faults(dataset: DetectionDataset, detections: Sequence[Detections], 
                 fault = "is missed: check its box, train longer, or change --lr"
             faults.append(f"{frame.name}: {config.classes[label]} of {width:.0f}x{height:.0f} input pixels {fault}")
     return faults
+
+
+def data_notes(
+    train_set: DetectionDataset, val_set: DetectionDataset, *, image_size: tuple[int, int], overfit: bool
+) -> list[str]:
+    """Say what is odd about the data; `tinydet check` says more."""
+    notes = [*train_set.notes, *val_set.notes, *small_objects(train_set, image_size)]
+    notes += crowded_notes(CocoTruth(*val_set.coco_annotations()))
+    if found := duplicate_boxes(train_set):
+        notes.append(f"{found[0]}" + (f", and {len(found) - 1} more; tinydet check names them" if found[1:] else ""))
+    return notes if overfit else [*notes, *train_val_leakage(train_set, val_set)]

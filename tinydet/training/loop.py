@@ -1,26 +1,26 @@
 """The training loop: learning rate, step, validation, save; resume, the clock and memory in plain sight."""
 
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from tinydet.data.checks import duplicate_boxes, small_objects, train_val_leakage
-from tinydet.data.loader import train_batches, val_batches
+from tinydet.data.loader import Batch, dead_worker, val_batches
 from tinydet.data.transforms import transforms_to_dict
 from tinydet.evaluation import Scores, Validation, evaluate, validate
-from tinydet.files import atomic_write
-from tinydet.metrics.coco import CocoTruth, crowded_notes
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
-from tinydet.training.diagnose import diagnose, diagnose_overfit, diagnose_start, everything_found
-from tinydet.training.memory import out_of_memory
+from tinydet.training.diagnose import data_notes, diagnose, diagnose_overfit, diagnose_start, everything_found
+from tinydet.training.folder import RUNS, check_writable, claim_folder, new_folder, publish, write_start
+from tinydet.training.memory import less_memory, out_of_memory
+from tinydet.training.replay import save_step
 from tinydet.training.schedule import (
     Spent,
     best_row,
@@ -34,11 +34,9 @@ from tinydet.training.schedule import (
     warmup_share,
 )
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, start_run
+from tinydet.training.start import Run, start_run, training_batches
 from tinydet.training.state import State, save
 
-RUNS = Path("runs")
-"""Folder of the runs whose folder nobody named."""
 FOREVER = 10**6  # epochs of a run that ends by the clock
 SLACK = 3.0  # seconds kept back, besides the last validation, for writing its results
 Row = dict[str, Any]
@@ -77,6 +75,20 @@ class Message(NamedTuple):
 Event = Started | Stepped | Validated | Message
 
 
+class EpochSums(NamedTuple):
+    """Sums over the steps of an epoch; the checkpoint of one that was stopped holds them."""
+
+    losses: Tensor  # float64[3]
+    positives: Tensor  # int64[K]
+    lr: float = 0.0  # of the last step
+    seconds: float = 0.0
+    waited: float = 0.0  # of them, for batches
+
+
+class StopTraining(Exception):
+    """The run was asked to stop."""
+
+
 def train(
     settings: TrainSettings,
     out: str | Path | None = None,
@@ -87,99 +99,150 @@ def train(
     progress: bool = False,
     augment: Any = None,
     on_epoch: Callable[[Row], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
     """Train on a data set and validate the averaged weights after every epoch.
 
-    Every epoch adds a line to `metrics.jsonl` and writes `last.pt`; `best.pt` too where its primary metric is the best
-    yet, or equal with a lower loss.
+    Every epoch writes `last.pt` and adds a line to `metrics.jsonl`; where its primary metric is the best yet, or equal
+    with a lower loss, `best.pt` is the same file.
 
     Args:
         settings: of the run; with `resume`, those it started with.
         out: the run's folder; made where it is missing, and without `resume` it must not hold a run. A new one in runs/
-            when None.
-        resume: go on after the last epoch in `out`.
+            when None. One process at a time trains in it.
+        resume: go on with the run in `out` after `last.pt`; where that is damaged, after the newest other checkpoint.
         device: where to compute.
         command: what repeats the run; goes to `command.txt`.
         progress: whether to show the progress of a download on stderr.
         augment: an albumentations Compose in place of flip and colour jitter; it becomes part of the settings.
         on_epoch: called with an epoch's row of metrics.jsonl after its validation, such as a logger's function.
+        stop: called before every step and every batch of a validation; where it returns true, `last.pt` is written in
+            mid-epoch and the run ends. Resumed, it comes to the same weights as one that was not stopped.
         clock: seconds, which measure a run of so many minutes from this call on.
 
     Yields:
         Started once, Stepped for each step, Validated for each epoch, Message in between.
 
     Raises:
-        InputError: the data, the settings or the folder cannot be used.
-        FloatingPointError: the loss is not finite; the last epoch's checkpoints stay as they were.
+        InputError: the data, the settings or the folder cannot be used; a worker died; a file cannot be written.
+        FloatingPointError: the loss is not finite; the last checkpoint stays as it was, and `failed-step.pt` holds the
+            step, for `tinydet.training.replay.replay`.
     """
     began = clock()
-    out = None if out is None else Path(out)
     if augment is not None:
         settings = dataclasses.replace(settings, augment=transforms_to_dict(augment))
-    run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
+    with ExitStack() as held:
+        if out is None:
+            check_writable(RUNS)
+        else:
+            held.enter_context(claim_folder(out := Path(out), resume=resume))
+        run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
+        if out is None:
+            held.enter_context(claim_folder(out := new_folder(run.config.name)))
+        if not resume:
+            save(out / "last.pt", state, run.config, **training)
+        write_start(out, run.config, training, step=state.step, command=command)
+        notes = data_notes(run.train_set, run.val_set, image_size=run.config.image_size, overfit=bool(settings.overfit))
+        recall = anchor_recall(run.train_set, run.config).by_class
+        yield Started(out, run, recall, training["history"])
+        yield from map(Message, [*notes, *diagnose_start(recall, run.config)])
+        began -= training["elapsed"]
+        yield from run_epochs(run, state, training, out, on_epoch=on_epoch, stop=stop, clock=lambda: clock() - began)
+
+
+def run_epochs(
+    run: Run,
+    state: State,
+    training: dict[str, Any],
+    out: Path,
+    *,
+    on_epoch: Callable[[Row], None] | None,
+    stop: Callable[[], bool],
+    clock: Callable[[], float],
+) -> Iterator[Event]:
+    """Train and validate a run until it is finished or stopped.
+
+    Args:
+        run, state, training: from `start_run`.
+        out, on_epoch, stop: as for `train`.
+        clock: seconds since the run began, without those in which it was stopped.
+    """
     settings, config, budget = run.settings, run.config, run.budget
-    history, micro_batches, began = training["history"], training["micro_batches"], began - training["elapsed"]
-    out = out or new_folder(config.name)
-    write_start(out, run, command=command, resume=resume)
-    recall = anchor_recall(run.train_set, config).by_class
-    yield Started(out, run, recall, history)
-    yield from map(Message, [*data_notes(run), *diagnose_start(recall, config)])
-
+    history, micro_batches = training["history"], training["micro_batches"]
+    first = history[-1]["step"] if history else 0
+    none = EpochSums(torch.zeros(3, dtype=torch.float64), torch.zeros(len(config.classes), dtype=torch.int64))
+    sums = EpochSums(**training["epoch"]) if training["epoch"] else none
+    epoch, done = divmod(state.step, budget.epoch_steps)
+    train_loader = training_batches(run, range(epoch, FOREVER if budget.seconds else budget.epochs), skip=done)
     loading: dict[str, Any] = {"workers": settings.workers, "pin_memory": run.device.type == "cuda"}
-    epochs = range(state.step // budget.epoch_steps, FOREVER if budget.seconds else budget.epochs)
-    batches = iter(training_batches(run, epochs))
     val_loader = val_batches(run.val_set, config, batch_size=settings.batch_size or 1, **loading)
-    found: Validation | None = None
-    spent = spend(run, history, state.step, elapsed=clock() - began)
-    while not stops_early(history, settings) and not finished(budget, spent):
-        started, first, waited = clock(), state.step, 0.0
-        losses, positives = torch.zeros(3, dtype=torch.float64), torch.zeros(len(config.classes), dtype=torch.int64)
-        while state.step == first or not should_validate(budget, spent):
-            asked = clock()
-            batch = next(batches).to(run.device)
-            waited += clock() - asked
-            lr = learning_rate(settings, history, share_done(budget, spent), warmup_share(budget, spent))
-            while True:
-                try:
-                    state, metrics = run.step(state, batch, lr=lr, micro_batches=micro_batches)
-                    break
-                except RuntimeError as error:
-                    if not out_of_memory(error) or micro_batches >= len(batch.images):
-                        raise
-                micro_batches = min(2 * micro_batches, len(batch.images))
-                yield Message(less_memory(len(batch.images), micro_batches))
-            losses += torch.stack(metrics.losses).cpu()
-            positives += metrics.positives.cpu()
-            yield Stepped(state.step, metrics.losses)
-            step_seconds = (clock() - started) / (state.step - first)
-            spent = spend(run, history, state.step, elapsed=clock() - began, step_seconds=step_seconds)
+    batches, found = stoppable(train_loader, stop), list[Detections]()
+    spent = spend(run, history, state.step, elapsed=clock(), seconds=sums.seconds)
+    try:
+        while state.step > first or not (stops_early(history, settings) or finished(budget, spent)):
+            began = clock() - sums.seconds
+            while state.step == first or not should_validate(budget, spent):
+                asked = clock()
+                batch = next(batches).to(run.device)
+                waited = sums.waited + clock() - asked
+                lr = learning_rate(settings, history, share_done(budget, spent), warmup_share(budget, spent))
+                while True:
+                    try:
+                        state, metrics = run.step(state, batch, lr=lr, micro_batches=micro_batches)
+                        break
+                    except FloatingPointError as error:
+                        path = save_step(out, run, state, batch, lr=lr, micro_batches=micro_batches)
+                        raise FloatingPointError(f"{error}; tinydet train --replay {path} runs it again") from None
+                    except RuntimeError as error:
+                        if not out_of_memory(error) or micro_batches >= len(batch.images):
+                            raise
+                    micro_batches = min(2 * micro_batches, len(batch.images))
+                    yield Message(less_memory(len(batch.images), micro_batches))
+                losses, positives = torch.stack(metrics.losses).cpu(), metrics.positives.cpu()
+                sums = EpochSums(sums.losses + losses, sums.positives + positives, lr, clock() - began, waited)
+                yield Stepped(state.step, metrics.losses)
+                spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
-        seconds, validating = clock() - started, clock()
-        found = validate(state.ema, val_loader, config=config)
-        row = {
-            "epoch": math.ceil(state.step / budget.epoch_steps),
-            "step": state.step,
-            "lr": lr,
-            "train": dict(zip(Losses._fields, (losses / (state.step - first)).tolist(), strict=True)),
-            **validation_row(run, found, step=state.step),
-            "positives": dict(zip(config.classes, positives.tolist(), strict=True)),
-            "train_seconds": round(seconds, 2),
-            "wait_seconds": round(waited, 2),
-            "val_seconds": round(clock() - validating, 2),
-        }
-        best = not history or rank_key(row) > rank_key(best_row(history))
-        history = [*history, row]
-        training = {**training, "history": history, "micro_batches": micro_batches, "elapsed": clock() - began}
-        write_epoch(out, run, state, training, best=best)
-        if on_epoch is not None:
-            on_epoch(row)
-        yield Validated(row, best, found.detections)
-        if settings.overfit is None:
-            yield from map(Message, diagnose(history, settings))
-        spent = spend(run, history, state.step, elapsed=clock() - began)
-    if settings.overfit is not None and found is not None:
-        yield from map(Message, diagnose_overfit(run.val_set, found.detections, config, history))
+            seconds, validating = clock() - began, clock()
+            validation = validate(state.ema, stoppable(val_loader, stop), config=config)
+            row = {
+                "epoch": math.ceil(state.step / budget.epoch_steps),
+                "step": state.step,
+                "lr": sums.lr,
+                "train": dict(zip(Losses._fields, (sums.losses / (state.step - first)).tolist(), strict=True)),
+                **validation_row(run, validation, step=state.step),
+                "positives": dict(zip(config.classes, sums.positives.tolist(), strict=True)),
+                "train_seconds": round(seconds, 2),
+                "wait_seconds": round(sums.waited, 2),
+                "val_seconds": round(clock() - validating, 2),
+            }
+            best = not history or rank_key(row) > rank_key(best_row(history))
+            history, first, sums, found = [*history, row], state.step, none, validation.detections
+            training |= {"history": history, "micro_batches": micro_batches, "elapsed": clock(), "epoch": None}
+            save(out / "last.pt", state, config, **training)
+            publish(out, training, step=state.step)
+            if on_epoch is not None:
+                on_epoch(row)
+            yield Validated(row, best, found)
+            if settings.overfit is None:
+                yield from map(Message, diagnose(history, settings))
+            spent = spend(run, history, state.step, elapsed=clock())
+    except StopTraining:
+        training |= {"micro_batches": micro_batches, "elapsed": clock(), "epoch": sums._asdict()}
+        save(out / "last.pt", state, config, **training)
+    except RuntimeError as error:
+        raise dead_worker(error, train_loader, val_loader) or error from None
+    if settings.overfit is not None and found:
+        yield from map(Message, diagnose_overfit(run.val_set, found, config, history))
+
+
+def stoppable(batches: Iterable[Batch], stop: Callable[[], bool]) -> Iterator[Batch]:
+    """Pass batches on; raise StopTraining once the run should stop."""
+    for batch in batches:
+        if stop():
+            raise StopTraining
+        yield batch
 
 
 def learning_rate(settings: TrainSettings, history: list[Row], progress: float, warmup: float) -> float:
@@ -190,34 +253,20 @@ def learning_rate(settings: TrainSettings, history: list[Row], progress: float, 
     return rate
 
 
-def training_batches(run: Run, epochs: range, *, batch_size: int | None = None, workers: int | None = None) -> Any:
-    """Load the batches of a run, one a step; in another size for those who only look."""
-    settings = run.settings
-    return train_batches(
-        run.train_set,
-        run.config,
-        batch_size=batch_size or settings.step_size,
-        epochs=epochs,
-        crop=run.crop,
-        scale_range=None if settings.overfit else settings.scale_range,
-        copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
-        augment=settings.augment,
-        seed=settings.seed,
-        workers=settings.workers if workers is None else workers,
-        pin_memory=run.device.type == "cuda",
-    )
+def spend(run: Run, history: list[Row], step: int, *, elapsed: float, seconds: float = 0.0) -> Spent:
+    """Measure what is spent of a run's budget; earlier validations, or a guess, tell how long the last one takes.
 
-
-def spend(run: Run, history: list[Row], step: int, *, elapsed: float, step_seconds: float | None = None) -> Spent:
-    """Measure what is spent of a run's budget; earlier validations, or a guess, tell how long the last one takes."""
-    if step_seconds is None:
-        step_seconds = sum(row["train_seconds"] for row in history) / max(1, step)
+    `seconds` is what the steps since the last validation took.
+    """
+    validated = history[-1]["step"] if history else 0
+    if step == validated:
+        seconds, validated = sum(row["train_seconds"] for row in history), 0
+    step_seconds = seconds / max(1, step - validated)
     if history:
         validation = max(row["val_seconds"] for row in history)
     else:  # a forward pass takes about a third of a step
         pixels = math.prod(run.config.image_size) / math.prod(run.crop)
         validation = step_seconds / 3 * pixels * len(run.val_set) / run.settings.step_size
-    validated = history[-1]["step"] if history else 0
     return Spent(step, elapsed, step_seconds, reserve=1.1 * validation + SLACK, validated=validated)
 
 
@@ -245,54 +294,3 @@ def validation_row(run: Run, found: Validation, *, step: int) -> Row:
         scores = Scores({"COCO": scores["COCO"]})
     losses = {name: term.item() for name, term in found.losses._asdict().items()}
     return {"val": losses, "metric": scores.metric, "ap": scores.ap, "ap_by_class": scores.by_class, **scores}
-
-
-def less_memory(images: int, micro_batches: int) -> str:
-    """Say that memory ran out, and which settings would have done the same."""
-    each = math.ceil(images / micro_batches)
-    return (
-        f"out of memory: from here on the {images} images of a step go through the network {each} at a time, as with "
-        f"--batch-size {each} --grad-accumulation {micro_batches}; only batch norms see the difference"
-    )
-
-
-def data_notes(run: Run) -> list[str]:
-    """Say what is odd about the data; `tinydet check` says more."""
-    notes = [*run.train_set.notes, *run.val_set.notes, *small_objects(run.train_set, run.config.image_size)]
-    notes += crowded_notes(CocoTruth(*run.val_set.coco_annotations()))
-    if found := duplicate_boxes(run.train_set):
-        notes.append(f"{found[0]}" + (f", and {len(found) - 1} more; tinydet check names them" if found[1:] else ""))
-    return notes if run.settings.overfit is not None else [*notes, *train_val_leakage(run.train_set, run.val_set)]
-
-
-def new_folder(model: str) -> Path:
-    """Name the first of runs/MODEL-1, runs/MODEL-2, ... that does not exist yet."""
-    number = 1
-    while (out := RUNS / f"{model}-{number}").exists():
-        number += 1
-    return out
-
-
-def write_start(out: Path, run: Run, *, command: str | None, resume: bool) -> None:
-    """Write a run's settings, its model, the source of its weights, and the command that repeats it."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        content = {"settings": dataclasses.asdict(run.settings), "model": dataclasses.asdict(run.config)}
-        text = json.dumps({**content, "weights": run.weights}, indent=2)
-        (out / "config.json").write_text(f"{text}\n", encoding="utf-8")
-    if command:
-        with open(out / "command.txt", "a", encoding="utf-8") as file:
-            print(command, file=file)
-
-
-def write_epoch(out: Path, run: Run, state: State, training: Row, *, best: bool) -> None:
-    """Write an epoch's checkpoints; `last.pt` at the end, so that a run that stops before it repeats the epoch."""
-    history, epoch = training["history"], training["history"][-1]["epoch"]
-    content = {**training, "settings": dataclasses.asdict(run.settings)}
-    if best:
-        save(out / "best.pt", state, run.config, **content)
-    if run.settings.keep is not None and epoch % run.settings.keep == 0:
-        save(out / f"epoch-{epoch}.pt", state, run.config, **content)
-    with atomic_write(out / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in history).encode())
-    save(out / "last.pt", state, run.config, **content)

@@ -1,6 +1,7 @@
 """Memory of a training step: the allocator, and the largest batch that fits."""
 
 import ctypes
+import math
 import os
 import re
 import sys
@@ -125,3 +126,12 @@ def _proc_bytes(file: str, name: str, device: torch.device) -> int:
         raise InputError(
             f"--batch-size auto: memory cannot be measured on {device.type} here; give --batch-size a number"
         ) from None
+
+
+def less_memory(images: int, micro_batches: int) -> str:
+    """Say that memory ran out, and which settings would have done the same."""
+    each = math.ceil(images / micro_batches)
+    return (
+        f"out of memory: from here on the {images} images of a step go through the network {each} at a time, as with "
+        f"--batch-size {each} --grad-accumulation {micro_batches}; only batch norms see the difference"
+    )

@@ -1,7 +1,7 @@
 """Start of a run: data, config, weights, and the batch size that memory holds. Nothing is written here."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.loader import resolve_crop
+from tinydet.data.loader import resolve_crop, train_batches
 from tinydet.data.open import open_dataset
 from tinydet.data.transforms import own_transforms
 from tinydet.errors import InputError
@@ -21,13 +21,13 @@ from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors
 from tinydet.ops.anchors import feature_sizes
 from tinydet.training.autosize import best_input, compare_inputs
+from tinydet.training.folder import load_last
 from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
-from tinydet.training.optim import adamw, sgd
+from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.schedule import Budget
 from tinydet.training.settings import WIDE, TrainSettings
 from tinydet.training.state import State, initial_state, restore
 from tinydet.training.step import StepMetrics, train_step
-from tinydet.weights.checkpoint import load_checkpoint
 from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
 MOST_IMAGES = 64  # of a batch that is sized by memory
@@ -65,7 +65,7 @@ def start_run(
 
     Returns:
         The run, its state, and what a checkpoint holds besides: "weights", "frozen", "data", "history",
-        "micro_batches", "elapsed" (seconds).
+        "micro_batches", "elapsed" (seconds), "epoch" (sums over one that was stopped), "settings".
 
     Raises:
         InputError: the data, the settings or the folder cannot be used.
@@ -75,20 +75,15 @@ def start_run(
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
         raise InputError("resume: name the folder of the run to resume")
-    if out is not None and any(place.is_file() for place in (out, *out.parents)):
-        raise InputError(f"{out}: cannot be the folder of a run; there is a file of that name")
-    if not resume and out is not None and (out / "last.pt").exists():
-        raise InputError(f"{out}: holds a run already; resume it, or choose another folder")
     train_set, val_set = open_splits(settings)
     if settings.overfit is not None:
         train_set, val_set = overfit_splits(train_set, settings.overfit)
         settings = overfit_settings(settings, settings.overfit)
-    optimizer = (sgd if settings.optimizer == "sgd" else adamw)(weight_decay=settings.decay)
     precision = choose_precision(settings.amp, device)
     data = data_summary(train_set, val_set)
     if resume:
         assert out is not None
-        checkpoint = load_checkpoint(out / "last.pt", device=device)
+        checkpoint = load_last(out, device=device)
         config, report, training, state = checkpoint.config, None, checkpoint.training, restore(checkpoint)
         if train_set.classes != config.classes:
             was, now = (", ".join(names) for names in (config.classes, train_set.classes))
@@ -101,7 +96,9 @@ def start_run(
         variables, report = adapt_weights(weights, config, class_map=dict(settings.class_map), seed=settings.seed)
         frozen = frozen_modules(meta_model(config), settings.freeze, loaded=report.loaded)
         scale = FIRST_LOSS_SCALE if precision == "fp16" else 1.0
-        state = initial_state(variables, optimizer=optimizer, frozen=frozen, device=device, loss_scale=scale)
+        state = initial_state(
+            variables, optimizer=build_optimizer(settings), frozen=frozen, device=device, loss_scale=scale
+        )
         training = {
             "weights": weights.source,
             "frozen": sorted(frozen),
@@ -109,22 +106,14 @@ def start_run(
             "history": [],
             "micro_batches": settings.grad_accumulation,
             "elapsed": 0.0,
+            "epoch": None,
         }
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
     check_batch_norms(config, crop, frozen=frozen, images=settings.batch_size or 1)
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
-    step = partial(
-        train_step,
-        model=meta_model(config),
-        anchors=model_anchors(config, crop, device=device),
-        optimizer=optimizer,
-        clip=settings.clip,
-        ema_decay=settings.ema_decay,
-        frozen=frozen,
-        precision=PRECISIONS[precision],
-        seed=settings.seed,
-    )
+    step = build_step(settings, meta_model(config), frozen=frozen, device=device)
+    step = partial(step, anchors=model_anchors(config, crop, device=device))
     if settings.batch_size is None:
         most = min(MOST_IMAGES, max(1, len(train_set) // (8 * settings.grad_accumulation)))  # eight steps an epoch
 
@@ -146,7 +135,29 @@ def start_run(
         warmup_epochs=settings.warmup_epochs,
     )
     fixed = (training["weights"], report, frozen, budget, step, device, precision)
-    return Run(settings, config, crop, train_set, val_set, *fixed), state, training
+    run = Run(settings, config, crop, train_set, val_set, *fixed)
+    return run, state, {**training, "settings": dataclasses.asdict(settings)}
+
+
+def build_optimizer(settings: TrainSettings) -> Optimizer:
+    """Build the optimizer of a run."""
+    return (sgd if settings.optimizer == "sgd" else adamw)(weight_decay=settings.decay)
+
+
+def build_step(
+    settings: TrainSettings, model: EfficientDet, *, frozen: Collection[str], device: torch.device
+) -> Callable[..., tuple[State, StepMetrics]]:
+    """Build the training step of a run: `train_step` of a state and a batch, given lr and micro_batches."""
+    return partial(
+        train_step,
+        model=model,
+        optimizer=build_optimizer(settings),
+        clip=settings.clip,
+        ema_decay=settings.ema_decay,
+        frozen=frozenset(frozen),
+        precision=PRECISIONS[choose_precision(settings.amp, device)],
+        seed=settings.seed,
+    )
 
 
 def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDataset]:
@@ -154,6 +165,27 @@ def open_splits(settings: TrainSettings) -> tuple[DetectionDataset, DetectionDat
     splits = ("train", "val") if settings.val is None else ("all", "all")
     train_set = open_dataset(settings.data, splits[0], classes=settings.classes)
     return train_set, open_dataset(settings.val or settings.data, splits[1], classes=train_set.classes)
+
+
+def training_batches(
+    run: Run, epochs: range, *, skip: int = 0, batch_size: int | None = None, workers: int | None = None
+) -> Any:
+    """Load the batches of a run, one a step; in another size for those who only look."""
+    settings = run.settings
+    return train_batches(
+        run.train_set,
+        run.config,
+        batch_size=batch_size or settings.step_size,
+        epochs=epochs,
+        skip=skip,
+        crop=run.crop,
+        scale_range=None if settings.overfit else settings.scale_range,
+        copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
+        augment=settings.augment,
+        seed=settings.seed,
+        workers=settings.workers if workers is None else workers,
+        pin_memory=run.device.type == "cuda",
+    )
 
 
 def data_summary(train_set: DetectionDataset, val_set: DetectionDataset) -> str:
@@ -260,24 +292,3 @@ def frozen_modules(model: EfficientDet, freeze: str, *, loaded: Collection[str])
         return frozenset(name for name, _ in model.named_modules() if f"{name}.".startswith("backbone."))
     norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm))
     return frozenset(name for name in norms if f"{name}.running_var" in loaded)
-
-
-def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -> TrainSettings:
-    """Read the settings that a run started with; the number of workers and the data's path may change.
-
-    Raises:
-        InputError: there is no such run, or one of the `fixed` names was given another value than it started with.
-    """
-    training = load_checkpoint(out / "last.pt").training
-    try:
-        started = TrainSettings(**training["settings"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
-    for name in fixed:
-        was, now = getattr(started, name), getattr(given, name)
-        same = Path(was).resolve() == Path(now).resolve() if name == "data" else was == now
-        if not same and name == "augment":
-            raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
-        if not same and name != "workers":
-            raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
-    return dataclasses.replace(started, workers=given.workers, data=given.data)

@@ -1,0 +1,92 @@
+"""A step whose loss was not finite: saved, run again, and searched for the first layer that is not finite."""
+
+import dataclasses
+import math
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tinydet.data.loader import Batch
+from tinydet.errors import InputError
+from tinydet.files import PathLike
+from tinydet.model.efficientdet import meta_model
+from tinydet.model.functional import Params
+from tinydet.ops.losses import Losses
+from tinydet.training.settings import TrainSettings
+from tinydet.training.start import Run, build_step
+from tinydet.training.state import State, restore, save
+from tinydet.weights.checkpoint import load_checkpoint
+
+
+class Replay(NamedTuple):
+    """What a step comes to when it is run again."""
+
+    step: int
+    images: list[str]
+    lr: float
+    terms: dict[str, float]  # of the loss, and the norm of its gradient
+    layer: str  # the first whose output, or else whose gradient, is not finite, with its largest numbers; "" if none
+
+
+def save_step(out: Path, run: Run, state: State, batch: Batch, *, lr: float, micro_batches: int) -> Path:
+    """Save the state before a step, and its batch, as failed-step.pt."""
+    path, images = out / "failed-step.pt", batch.to("cpu")._asdict()
+    failed = {"batch": images, "lr": lr, "micro_batches": micro_batches, "frozen": sorted(run.frozen)}
+    save(path, state, run.config, settings=dataclasses.asdict(run.settings), failed=failed)
+    return path
+
+
+def replay(path: PathLike, *, device: torch.device | str = "cpu") -> Replay:
+    """Run a step again that a run saved as failed-step.pt.
+
+    Raises:
+        InputError: the file is not of such a step.
+    """
+    device = torch.device(device)
+    checkpoint = load_checkpoint(path, device=device)
+    if "failed" not in checkpoint.training:
+        raise InputError(f"{path}: holds no step to run again; a run saves failed-step.pt where its loss is not finite")
+    failed, state = checkpoint.training["failed"], restore(checkpoint)
+    batch, lr = Batch(**failed["batch"]), failed["lr"]
+    model, layers, sums = meta_model(checkpoint.config), list[str](), Params()
+
+    def look(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not layers and not all(x.isfinite().all() for x in tensors(outputs)):
+            kind = f"{name} ({type(module).__name__})"
+            layers.append(f"{kind}: numbers up to {largest(inputs):.3g} in, up to {largest(outputs):.3g} out")
+
+    def record(summed: Params) -> Params:
+        sums.update(summed)
+        return summed
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(look, name))
+    step = build_step(TrainSettings(**checkpoint.training["settings"]), model, frozen=failed["frozen"], device=device)
+    with suppress(FloatingPointError):  # this is what is looked into
+        step(state, batch, lr=lr, micro_batches=failed["micro_batches"], reduce=record)
+    terms = {name: sums[name].item() for name in Losses._fields}
+    grads = {name: grad for name, grad in sums.items() if name in state.params}
+    terms["gradient norm"] = torch.nn.utils.get_total_norm(grads.values()).item()
+    if not math.isfinite(terms["gradient norm"]):
+        worst = max(reversed(grads), key=lambda name: rank(largest(grads[name])))  # of several the last layer's
+        layers += [f"gradient of {worst}: numbers up to {largest(grads[worst]):.3g}"]
+    return Replay(state.step + 1, batch.names, lr, terms, next(iter(layers), ""))
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """List the tensors in nested sequences."""
+    return [values] if isinstance(values, Tensor) else [x for value in values for x in tensors(value)]
+
+
+def largest(values: Any) -> float:
+    """Find the largest magnitude in nested sequences of tensors; NaN where there is one."""
+    return max((x.detach().abs().max().item() for x in tensors(values)), key=rank)
+
+
+def rank(number: float) -> tuple[bool, float]:
+    """Order numbers, NaN last."""
+    return math.isnan(number), number
