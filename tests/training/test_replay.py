@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from tests.checkpoints import hollow
+from tinydet.cli import main
 from tinydet.cli.text import replay_lines
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
@@ -66,8 +68,21 @@ def test_a_gradient_alone_may_overflow(state: State, tmp_path: Path) -> None:
     name = "box_net.predict.pointwise.weight"
     params = {**state.params, name: state.params[name] * 1e30}
     found = replay(save(tmp_path, state._replace(params=params)))
-    assert found.layer.startswith("gradient of box_net.")
+    assert found.layer.startswith("gradient of backbone.stem.weight: numbers up to ")
     assert found.terms["total"] < found.terms["gradient norm"] == float("inf")
+
+
+def test_the_command_line_replays_a_step(state: State, tmp_path: Path) -> None:
+    path = save(tmp_path, state)
+    result = CliRunner().invoke(main, ["train", "--replay", str(path)], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (0, f"{replay_lines(replay(path))}\n")
+    result = CliRunner().invoke(main, ["train", "data", "--replay", str(path), "--seed", "1"])
+    assert (result.exit_code, result.output) == (
+        2,
+        "error: --replay takes everything from its file; leave out data, seed\n",
+    )
+    result = CliRunner().invoke(main, ["train"])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: Missing argument '[DATA]'.")
 
 
 def test_other_files_hold_no_step(tmp_path: Path) -> None:
