@@ -45,7 +45,8 @@ def claim_folder(out: Path, *, resume: bool = False) -> Iterator[None]:
         lock.acquire(timeout=0)
         (out / LOCK).write_text(str(os.getpid()))
     except Timeout:
-        raise InputError(f"{out}: in use by process {(out / LOCK).read_text()}; choose another folder") from None
+        process = (out / LOCK).read_text()
+        raise InputError(f"{out}: in use by process {process}; stop that first, or choose another folder") from None
     except OSError as error:
         raise InputError(f"{out}: cannot be the folder of a run ({error.strerror}); choose another") from None
     try:

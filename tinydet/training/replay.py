@@ -36,7 +36,7 @@ def save_step(out: Path, run: Run, state: State, batch: Batch, *, lr: float, mic
     """Save the state before a step, and its batch, as failed-step.pt."""
     path, images = out / "failed-step.pt", batch.to("cpu")._asdict()
     failed = {"batch": images, "lr": lr, "micro_batches": micro_batches, "frozen": sorted(run.frozen)}
-    save(path, state, run.config, settings=dataclasses.asdict(run.settings), failed=failed)
+    save(path, state, run.config, settings=dataclasses.asdict(run.settings), weights=run.weights, failed=failed)
     return path
 
 
