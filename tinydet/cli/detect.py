@@ -11,10 +11,10 @@ import click
 
 from tinydet.cli.base import (
     NAMES,
-    OUTPUT,
     PATH,
     TYPES,
     Choice,
+    Output,
     choose_device,
     command,
     device_option,
@@ -28,6 +28,7 @@ from tinydet.cli.base import (
     weights_option,
 )
 from tinydet.errors import InputError
+from tinydet.files import write_file
 
 
 def view_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +79,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
 @option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
 @option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
 @view_options
-@option("--report", type=OUTPUT, help="Write a page with curves and errors to this file.")
+@option("--report", type=Output(".html"), help="Write a page with curves and errors to this file.")
 @json_option
 @device_option
 def evaluate(
@@ -142,7 +143,7 @@ def evaluate(
             from tinydet.report import report_page
 
             source = " and ".join(one.source for one in loaded)
-            report.write_text(report_page(dataset, found, scores, source=source), encoding="utf-8", errors="replace")
+            write_file(report, report_page(dataset, found, scores, source=source))
             echo(f"report in {report}", err=True)
     echo(json.dumps(numbers) if as_json else ap_table(scores))
 
