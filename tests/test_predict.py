@@ -327,7 +327,7 @@ def test_what_cannot_be_saved_is_an_error_and_makes_room_for_the_next(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", Mock(side_effect=OSError("the disk is full")))
-        with pytest.raises(InputError, match=r"coco\.json: the disk is full; not written; .* of 1 images$"):
+        with pytest.raises(InputError, match=r"coco\.json: the disk is full; not written; .* of 1 image$"):
             save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
     assert (tmp_path / "kitti" / "a.txt").is_file()
     save_predictions([prediction("b.png")], tmp_path, classes=CLASSES)
@@ -378,7 +378,7 @@ def test_lines_of_something_else_are_left_alone(tmp_path: Path, line: str) -> No
 
 
 def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"two/a\.jpg: its results would overwrite .*kitti/a\.txt; .* of 1 images"):
+    with pytest.raises(InputError, match=r"two/a\.jpg: its results would overwrite .*kitti/a\.txt; .* of 1 image"):
         save_predictions([prediction("one/a.png"), prediction("two/a.jpg", 0)], tmp_path, classes=CLASSES)
     assert len((tmp_path / "kitti" / "a.txt").read_text().splitlines()) == 3
 

@@ -22,23 +22,20 @@ PARTIAL = ".partial"
 MAX_NAME = 247  # bytes of a name that can have that at its end
 
 
-class _Output(io.BufferedWriter):
+class _Output(io.FileIO):
     """A new file that holds back an error of writing: torch.export.save would end the process over it."""
 
     error: OSError | None = None
 
     def write(self, content: Any, /) -> int:
+        rest = memoryview(content).cast("B")
+        size = len(rest)
         try:
-            return super().write(content)
+            while rest and not self.error:
+                rest = rest[super().write(rest) :]
         except OSError as error:
             self.error = error
-            return memoryview(content).nbytes
-
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError as error:
-            self.error = error
+        return size
 
 
 @contextmanager
@@ -66,12 +63,11 @@ def atomic_write(path: PathLike, *, sync: bool = True) -> Iterator[IO[bytes]]:
     note = "; the old file is as it was" if os.path.isfile(path) else "; not written"
     with output_errors(path, note=note):
         Path(partial).unlink(missing_ok=True)
-        file = _Output(io.FileIO(partial, "x"))
+        file = _Output(partial, "x")
     opened = os.fstat(file.fileno())
     try:
         yield file
         with output_errors(path, note=note):
-            file.flush()
             if file.error:
                 raise file.error
             if sync:

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
-from tinydet.draw import save_jpeg
+from tinydet.draw import count_text, save_jpeg
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, read_text, write_file
 from tinydet.prediction import Prediction
@@ -96,9 +96,10 @@ def save_predictions(
     out = Path(out)
     clear_folder(out)
     counts = Counter(dict.fromkeys(classes, 0))
-    with open_lines(out, of="images") as write_line, atomic_write(out / "coco.json") as coco:
+    with output_errors(out):
         for folder in FOLDERS:
             (out / folder).mkdir(exist_ok=True)
+    with open_lines(out, of="image") as write_line, atomic_write(out / "coco.json") as coco:
         coco.write(b"[")
 
         def write(numbered: tuple[int, Prediction]) -> None:
@@ -123,32 +124,35 @@ def save_predictions(
 
 @contextmanager
 def open_lines(out: Path, *, of: str) -> Iterator[Callable[[str], None]]:
-    """Open predictions.jsonl in a folder to write lines, each before the files of its image.
+    """Begin predictions.jsonl in a folder, to write a line of an image, or a frame, before its files.
 
-    By them the next prediction knows what to remove; an error ends with how many of the images or frames they hold.
+    By it the next prediction knows what to remove; an error ends with how many images or frames it holds.
     """
-    path, size, count = out / LINES, 0, 0
+    path, count = out / LINES, 0
+    with output_errors(path):
+        open(path, "wb").close()
 
     def write(line: str) -> None:
-        nonlocal size, count
-        file.write(content := f"{line}\n".encode())
-        file.flush()
-        size, count = size + len(content), count + 1
+        nonlocal count
+        size = path.stat().st_size
+        try:
+            with output_errors(path), open(path, "ab") as file:
+                file.write(f"{line}\n".encode())
+        except InputError:
+            os.truncate(path, size)  # a full disk may have had room for a part
+            raise
+        count += 1
 
     try:
-        with output_errors(path), open(path, "wb") as file:
-            yield write
+        yield write
     except InputError as error:
-        if not count:
-            raise
-        os.truncate(path, size)  # of what a full disk has no room for, the beginning may be there
-        raise InputError(f"{error}; {path} has the detections of {count} {of}") from error
+        raise InputError(f"{error}; {path} has the detections of {count_text(count, of)}") from error
 
 
-def clear_folder(out: PathLike) -> None:
-    """Make a folder for results, without those of an earlier prediction."""
+def clear_folder(out: PathLike, *, new: Iterable[Path] = ()) -> None:
+    """Make a folder for results, some of them known by name, without those of an earlier prediction."""
     with output_errors(out):
-        for file in earlier_results(out):
+        for file in earlier_results(out, new=new):
             file.unlink(missing_ok=True)
         Path(out).mkdir(parents=True, exist_ok=True)
 
@@ -158,13 +162,14 @@ def image_files(out: PathLike, image: PathLike) -> list[Path]:
     return [Path(out, folder, f"{Path(image).stem}{suffix}") for folder, suffix in FOLDERS.items()]
 
 
-def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = ()) -> list[Path]:
-    """List an earlier prediction's files in a folder; raise if it holds anything else, or inputs.
+def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = (), new: Iterable[Path] = ()) -> list[Path]:
+    """List an earlier prediction's files in a folder, which new ones may replace.
 
-    Files that these would replace, and that are not of an earlier prediction, are an error too, as is a folder that is
-    a link to somewhere else.
+    Raises:
+        InputError: the folder holds a run, or inputs, or nothing that a prediction wrote, or a link to another folder;
+            or a new file would replace one that no prediction wrote.
     """
-    out, inputs = Path(out), [*inputs]
+    out = Path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if run := [name for name in RUN_FILES if (out / name).exists()]:
@@ -186,7 +191,6 @@ def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = ()) -> list[P
             raise ValueError(torn[:20])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{out / LINES}: not written by a prediction ({error}); choose another folder") from error
-    new = (file for path in inputs for file in image_files(out, path))
     if others := [file for file in new if file not in found and os.path.lexists(file)]:
         raise InputError(f"{others[0]}: the new results would replace it; choose another folder than {out}")
     return [*found]

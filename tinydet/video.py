@@ -91,12 +91,10 @@ def save_video(
             yield frame
 
     predictions = detector.predict(images(), classes=classes, **settings)
-    clear_folder(out)
     path = drawn_video(out, video.source)
-    if os.path.lexists(path):
-        raise InputError(f"{path}: the new results would replace it; choose another folder than {out}")
+    clear_folder(out, new=[path])
     partial = path.with_suffix(".partial.mp4")  # OpenCV knows the format by the suffix
-    with open_lines(Path(out), of="frames") as write_line:
+    with open_lines(Path(out), of="frame") as write_line:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
         if not writer.isOpened():
             raise InputError(f"{path}: OpenCV cannot write this video")

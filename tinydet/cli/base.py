@@ -55,7 +55,12 @@ def main() -> None:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines of text to stdout or stderr: no name in them can move the cursor or change colours."""
-    click.echo("\n".join(map(visible, text.split("\n"))), err=err)
+    try:
+        click.echo("\n".join(map(visible, text.split("\n"))), err=err)
+    except BrokenPipeError:  # which click expects
+        raise
+    except OSError as error:
+        raise InputError(f"standard {'error' if err else 'output'}: {error.strerror}") from None
 
 
 @contextmanager
@@ -69,12 +74,7 @@ def one_line_errors() -> Iterator[None]:
         echo("\n".join(f"error: {line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
     except OSError as error:  # of which no writer said what is left
-        named = f"{error.filename}: " if error.filename else ""
-        try:
-            sys.stdout.flush()
-        except OSError:  # Python would try again at its end
-            named, sys.stdout = "standard output: ", io.StringIO()
-        echo(f"error: {named}{error.strerror or error}", err=True)
+        echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
         sys.exit(2)
     except FloatingPointError as error:
         echo(f"stopped: {error}", err=True)

@@ -194,7 +194,15 @@ def predict(
     """
     from tinydet.cli.text import counted
     from tinydet.detector import Detector
-    from tinydet.predict import coco_ids, collect_images, drawn_video, earlier_results, read_stdin, save_predictions
+    from tinydet.predict import (
+        coco_ids,
+        collect_images,
+        drawn_video,
+        earlier_results,
+        image_files,
+        read_stdin,
+        save_predictions,
+    )
     from tinydet.video import is_video, open_video, save_video
 
     unread: list[InputError] = []
@@ -212,7 +220,8 @@ def predict(
         folder = ctx.with_resource(TemporaryDirectory())
         listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
         paths = collect_images(listed, on_error=on_error)
-    earlier_results(out, inputs=paths or images)
+    new = [drawn_video(out, video.source)] if video else [file for path in paths for file in image_files(out, path)]
+    earlier_results(out, inputs=paths or images, new=new)
     detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     names = detector.classes
     if settings["classes"] is not None:
