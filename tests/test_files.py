@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.outputs import largest_file
+from tests.full_disk import largest_file
 from tinydet.errors import InputError, raise_error, try_call
 from tinydet.files import (
     atomic_write,
@@ -71,6 +71,20 @@ def test_a_killed_process_leaves_one_partial_file_that_the_next_removes(tmp_path
         write_file(tmp_path / name, "whole")
         assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
         (tmp_path / name).unlink()
+
+
+def test_of_two_writers_of_one_file_the_first_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    first, second = atomic_write(path), atomic_write(path)
+    first.__enter__().write(b"first")
+    second.__enter__().write(b"second")
+    with pytest.raises(InputError, match=r"/a: another process writes it too; the old file is as it was$"):
+        first.__exit__(None, None, None)
+    assert path.read_bytes() == b"old"
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"second"
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_two_processes_that_write_one_file_do_not_mix(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.soak.outputs import full_disk_cases, largest_file, write_inputs
+from tests.full_disk import largest_file
+from tests.soak.outputs import full_disk_cases, write_inputs
 from tinydet.cli import main
 from tinydet.cli.base import MARKS
 from tinydet.draw import count_text

@@ -1,8 +1,5 @@
 """Every command that writes, on tiny inputs, to be run with a full disk, a read-only one, or a limit of file sizes."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,17 +27,6 @@ def write_inputs(folder: Path) -> None:
     save_checkpoint(folder / "best.pt", Checkpoint(config, params, buffers, params, buffers, {}))
     for name in ("a", "b"):
         write_run(folder / "runs" / name)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, in bytes: what is written then fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def full_disk_cases() -> list[tuple[str, list[str]]]:

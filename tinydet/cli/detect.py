@@ -220,8 +220,8 @@ def predict(
         folder = ctx.with_resource(TemporaryDirectory())
         listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
         paths = collect_images(listed, on_error=on_error)
-    new = [drawn_video(out, video.source)] if video else [file for path in paths for file in image_files(out, path)]
-    earlier_results(out, inputs=paths or images, new=new)
+    files = (file for path in paths for file in image_files(out, path))
+    earlier_results(out, inputs=paths or images, new=[drawn_video(out, video.source)] if video else files)
     detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     names = detector.classes
     if settings["classes"] is not None:
