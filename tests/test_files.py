@@ -1,10 +1,13 @@
 """Files are written whole or not at all, and what cannot be read is named."""
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.full_disk import largest_file
 from tinydet.errors import InputError, raise_error, try_call
 from tinydet.files import (
     atomic_write,
@@ -16,6 +19,7 @@ from tinydet.files import (
     read_text,
     read_yaml,
     short_path,
+    write_file,
 )
 
 
@@ -30,6 +34,83 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
         file.write("no bytes")  # type: ignore[call-overload]
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old")
+    with largest_file(5000):
+        with pytest.raises(InputError, match=r"/old: File too large; the old file is as it was$"):
+            write_file(old, "x" * 9999)
+        # A writer in C++ is not told before the end.
+        with pytest.raises(InputError, match=r"/new: File too large; not written$"), atomic_write(new) as file:
+            assert (file.write(bytes(9999)), file.seek(0)) == (9999, 0)
+    assert old.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [old]
+    with pytest.raises(InputError, match=r"/old/a: Not a directory; not written$"):
+        write_file(old / "a", "x")
+    with pytest.raises(InputError, match=r": Is a directory; not written$"):
+        write_file(tmp_path, "x")
+    with pytest.raises(OSError, match="unplugged"), atomic_write(new):  # of another file: not ours to name
+        raise OSError("unplugged")
+    assert [*tmp_path.iterdir()] == [old]
+
+
+def test_a_killed_process_leaves_one_partial_file_that_the_next_removes(tmp_path: Path) -> None:
+    for name in ("a.html", "b" * 255):
+        code = f"""if True:
+            import os
+            from tinydet.files import atomic_write
+            with atomic_write({str(tmp_path / name)!r}) as file:
+                file.write(b"half")
+                os._exit(9)"""
+        for _ in range(2):
+            assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+        (left,) = tmp_path.iterdir()
+        assert left.name == f"{name[:247]}.partial"
+        write_file(tmp_path / name, "whole")
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+        (tmp_path / name).unlink()
+
+
+def test_of_two_writers_of_one_file_the_first_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    first, second = atomic_write(path), atomic_write(path)
+    first.__enter__().write(b"first")
+    second.__enter__().write(b"second")
+    with pytest.raises(InputError, match=r"/a: another process writes it too; the old file is as it was$"):
+        first.__exit__(None, None, None)
+    assert path.read_bytes() == b"old"
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"second"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    code = f"""if True:
+        import sys
+        from tinydet.errors import InputError
+        from tinydet.files import atomic_write
+        for _ in range(300):
+            try:
+                with atomic_write({str(path)!r}, sync=False) as file:
+                    for _ in range(20):
+                        file.write(sys.argv[1].encode() * 5000)
+            except InputError as error:
+                print(error)"""
+    command = [sys.executable, "-c", code]
+    running = [subprocess.Popen([*command, letter], stdout=subprocess.PIPE, text=True) for letter in "ab"]
+    seen = set()
+    while any(process.poll() is None for process in running):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert {*seen, path.read_bytes()} <= {b"a" * 100_000, b"b" * 100_000}
+    said = {line.split("; ")[0].split(": ")[1] for process in running for line in process.communicate()[0].splitlines()}
+    assert said <= {"another process writes it too", "File exists", "No such file or directory"}
+    assert [process.returncode for process in running] == [0, 0]
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_text_is_read_by_lines(tmp_path: Path) -> None:

@@ -146,6 +146,55 @@ def test_the_checker_sees_a_broken_rule(path: str, source: str, expected: str) -
     assert expected in violations({**{f"tinydet/{name}.py": "" for name in names}, path: source})
 
 
+WRITERS = {"write_text", "write_bytes", "save", "savefig", "copyfile", "move", "VideoWriter", "SummaryWriter"}
+DIRECT = {
+    ("tinydet/predict.py", "open"): "predictions.jsonl is a line longer before the files of an image are written",
+    ("tinydet/video.py", "VideoWriter"): "OpenCV writes to a path, here a partial one",
+    ("tinydet/run_images.py", "SummaryWriter"): "TensorBoard appends to files of its own",
+    ("tinydet/training/memory.py", "write_text"): "no file, but the kernel's",
+    ("tinydet/training/loop.py", "write_text"): "config.json of a new run",
+    ("tinydet/training/loop.py", "open"): "command.txt is longer by a line each time",
+}
+"""What writes without `tinydet.files.atomic_write`, and why it may."""
+
+
+def direct_writers(source: str) -> set[str]:
+    """Name the functions that a file calls to write to a path, and not into an open file or into memory."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
+            modes = [one.value for one in values if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            opened = any(isinstance(one, ast.NamedExpr) or getattr(one, "id", "") == "file" for one in values)
+            writes = any({*mode} & {*"wax+"} and {*mode} <= {*"rwaxbt+"} for mode in modes)
+            if writes if name == "open" else name in WRITERS and isinstance(node.func, ast.Attribute) and not opened:
+                found.add(name)
+    return found
+
+
+def test_whatever_writes_a_file_writes_it_whole() -> None:
+    files = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "tinydet").rglob("*.py")}
+    assert {(path, name) for path, source in files.items() for name in direct_writers(source)} <= {*DIRECT}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("open(path, 'wb')", {"open"}),
+        ("path.open(mode='a')", {"open"}),
+        ("Path(out).write_text('')", {"write_text"}),
+        ("image.save(out / 'a.jpg', quality=92)", {"save"}),
+        ("torch.save(content, path)", {"save"}),
+        ("with open(path, 'rb') as file: torch.save(content, file)", set()),
+        ("image.save(content := io.BytesIO(), format='PNG')", set()),
+        ("Image.open(path)", set()),
+    ],
+)
+def test_the_checker_sees_what_writes_to_a_path(source: str, expected: set[str]) -> None:
+    assert direct_writers(source) == expected
+
+
 def run(code: str) -> str:
     """Return what a fresh Python prints."""
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}

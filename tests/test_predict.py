@@ -326,8 +326,8 @@ def test_what_cannot_be_saved_is_an_error_and_makes_room_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", Mock(side_effect=OSError("the disk is full")))
-        with pytest.raises(OSError, match="disk is full"):
+        patch.setattr(os, "fsync", Mock(side_effect=OSError("the disk is full")))
+        with pytest.raises(InputError, match=r"coco\.json: the disk is full; not written; .* of 1 image$"):
             save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
     assert (tmp_path / "kitti" / "a.txt").is_file()
     save_predictions([prediction("b.png")], tmp_path, classes=CLASSES)
@@ -347,9 +347,11 @@ def test_a_new_prediction_replaces_an_earlier_one_and_nothing_else(tmp_path: Pat
 def test_results_that_are_inputs_now_are_left_alone(tmp_path: Path) -> None:
     save_predictions([prediction("a.png")], tmp_path, classes=CLASSES)
     drawn = tmp_path / "images/a.jpg"
-    assert drawn in earlier_results(tmp_path, inputs=[tmp_path / "images/b.jpg", "camera:0"])
-    with pytest.raises(InputError, match=r"images/a\.jpg: the new results would replace it; choose another folder"):
-        earlier_results(tmp_path, inputs=[drawn])
+    assert drawn in earlier_results(tmp_path, inputs=["camera:0"])
+    (tmp_path / "link.jpg").symlink_to(drawn)
+    for path in (drawn, tmp_path / "kitti/../images/a.jpg", os.path.relpath(drawn), tmp_path / "link.jpg"):
+        with pytest.raises(InputError, match=r"\.jpg: is in the output folder; choose another than "):
+            earlier_results(tmp_path, inputs=[path])
     assert drawn.is_file()
 
 
@@ -376,7 +378,7 @@ def test_lines_of_something_else_are_left_alone(tmp_path: Path, line: str) -> No
 
 
 def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"two/a\.jpg: its results would overwrite those of another 'a'"):
+    with pytest.raises(InputError, match=r"two/a\.jpg: its results would overwrite .*kitti/a\.txt; .* of 1 image"):
         save_predictions([prediction("one/a.png"), prediction("two/a.jpg", 0)], tmp_path, classes=CLASSES)
     assert len((tmp_path / "kitti" / "a.txt").read_text().splitlines()) == 3
 

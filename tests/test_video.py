@@ -14,6 +14,7 @@ import torch
 
 import tinydet.video
 from tests.checkpoints import weights_of
+from tests.full_disk import largest_file
 from tinydet.detector import Detector
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
@@ -132,6 +133,15 @@ def test_a_video_that_ends_early_is_a_warning(detector: Detector, tmp_path: Path
     video = open_video(write_clip(tmp_path / "clip.mp4"))._replace(stated=9)
     with pytest.warns(UserWarning, match=r"clip\.mp4 states 9 frames, of which 5 could be read"):
         save_video(video, detector, tmp_path / "out", classes=detector.classes)
+
+
+def test_a_video_that_a_full_disk_cuts_is_an_error_and_not_left(detector: Detector, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, *SIZE, 3), np.uint8)
+    video = Video("clip.mp4", SIZE, FPS, 0, iter((i / FPS, frame) for i, frame in enumerate(noise)))
+    said = r"/clip\.mp4: cannot be written whole; is the disk full\?; .* has the detections of 5 frames$"
+    with largest_file(2000), pytest.raises(InputError, match=said):
+        save_video(video, detector, tmp_path, classes=detector.classes, score_threshold=1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
 def test_frames_that_are_done_with_leave_memory(

@@ -1,5 +1,6 @@
 """Convert a data set: the splits, images, boxes and classes that tinydet reads, in the files of another format."""
 
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from tinydet.data.open import open_dataset
 from tinydet.data.splits import DONT_CARE, SPLITS
 from tinydet.data.yolo_rows import box_shares
 from tinydet.errors import InputError
-from tinydet.files import PathLike
+from tinydet.files import PathLike, atomic_write, output_errors, write_file
 from tinydet.labels import IGNORE
 from tinydet.prediction import UNKNOWN_3D, UNKNOWN_POSE
 
@@ -118,19 +119,22 @@ def _write(
         for source, name in zip(dataset.paths.tolist(), names, strict=True)
     ]
     try:
-        for done, (source, target) in enumerate(copies, start=1):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.suffix == target.suffix:
-                shutil.copyfile(source, target)
-            else:
-                Image.fromarray(read_image(source)).save(target)
-            if progress:
-                progress(done, len(copies))
-        for path, text in texts:
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            (out / path).write_bytes(text.encode())
-    except OSError as error:
-        raise InputError(f"{error.filename or out}: {error.strerror or error}; {out} is not complete") from None
+        with output_errors(out):
+            for done, (source, target) in enumerate(copies, start=1):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.suffix == target.suffix:
+                    with open(source, "rb") as content, atomic_write(target, sync=False) as file:
+                        shutil.copyfileobj(content, file)
+                else:
+                    Image.fromarray(read_image(source)).save(png := io.BytesIO(), format="PNG")
+                    write_file(target, png.getvalue())
+                if progress:
+                    progress(done, len(copies))
+            for path, text in texts:
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                write_file(out / path, text)
+    except InputError as error:
+        raise InputError(f"{error}; {out} is not complete") from None
 
 
 def _not_chosen(datasets: Mapping[str, DetectionDataset]) -> list[str]:

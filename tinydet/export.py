@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tinydet.data.images import letterbox_scale, read_image
 from tinydet.errors import InputError, nearest
-from tinydet.files import PathLike, atomic_write
+from tinydet.files import PathLike, atomic_write, output_errors, write_file
 from tinydet.model.fold import fold_batch_norm, folded_model
 from tinydet.model.functional import Variables
 from tinydet.model.postprocess import Detections, detect_padded, model_anchors, normalize
@@ -109,7 +109,8 @@ def export_model(
         raise InputError(f"format must be one of {', '.join(FORMATS)}; got {format!r}{nearest(format, FORMATS)}")
     if format == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not find_spec(name)]):
         raise InputError(f"{path}: ONNX needs {' and '.join(missing)}; pip install 'tinydet[onnx]'")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline(weights, (image.shape[0], image.shape[1]), **settings)
     images = torch.from_numpy(image)[None].expand(BATCH, -1, -1, -1).contiguous()
     batch = torch.export.Dim("batch", min=1, max=1024)
@@ -147,8 +148,7 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[T
     assert made is not None
     # A padded kernel that is left to ONNX Runtime becomes an invalid graph: its Pad_Fusion takes it for an image.
     fold_constants(made.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-    with atomic_write(path) as file:
-        file.write(made.model_proto.SerializeToString())
+    write_file(path, made.model_proto.SerializeToString())
     if not find_spec("onnxruntime"):
         return None
     import onnxruntime

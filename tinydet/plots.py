@@ -1,5 +1,6 @@
 """Plot the curves of a run with matplotlib: legible at half size, and for colour-blind readers."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import cycle
@@ -18,7 +19,7 @@ from PIL import ImageFont
 from tinydet.draw import count_text
 from tinydet.errors import InputError, visible
 from tinydet.evaluation import PrCurve
-from tinydet.files import PathLike, atomic_write
+from tinydet.files import PathLike, write_file
 from tinydet.fonts import find_font, lacking
 from tinydet.training.schedule import best_row
 
@@ -164,8 +165,8 @@ def save_figure(figure: Figure, path: PathLike) -> None:
     """Write a figure in the format of its file's suffix; raise InputError where there is no such format."""
     if Path(path).suffix[1:] not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path}: no format of a plot; name it .png, .svg or .pdf")
-    with atomic_write(path) as file:
-        figure.savefig(file, format=Path(path).suffix[1:])
+    figure.savefig(content := io.BytesIO(), format=Path(path).suffix[1:])
+    write_file(path, content.getvalue())
 
 
 def _plot(axes: Axes, x: Any, y: Any, *, marker: str = "", **style: Any) -> Line2D:

@@ -1,20 +1,25 @@
 """Predict: image files in, files of detections out."""
 
 import json
+import os
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
+from tinydet.draw import count_text, save_jpeg
 from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import PathLike, atomic_write, list_files, match_paths
+from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, read_text, write_file
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
+LINES = "predictions.jsonl"
+RUN_FILES = ("last.pt", "best.pt", "metrics.jsonl", "config.json")
 
 
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
@@ -47,7 +52,7 @@ def read_stdin(stream: IO[bytes], folder: PathLike) -> list[str]:
     try:
         return [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:  # no image is valid UTF-8
-        image.write_bytes(content)
+        write_file(image, content)
         read_image(image)
         return [str(image)]
 
@@ -90,62 +95,104 @@ def save_predictions(
     """
     out = Path(out)
     clear_folder(out)
-    for folder in FOLDERS:
-        (out / folder).mkdir(exist_ok=True)
-    counts, names = Counter(dict.fromkeys(classes, 0)), set[str]()
-    with open(out / "predictions.jsonl", "w", encoding="utf-8") as lines, atomic_write(out / "coco.json") as coco:
+    counts = Counter(dict.fromkeys(classes, 0))
+    with output_errors(out):
+        for folder in FOLDERS:
+            (out / folder).mkdir(exist_ok=True)
+    with open_lines(out, of="image") as write_line, atomic_write(out / "coco.json") as coco:
         coco.write(b"[")
 
-        def write(prediction: Prediction) -> None:
-            path, name = prediction.path, prediction.path.stem
-            if name in names:
-                raise InputError(f"{path}: its results would overwrite those of another {name!r}")
-            names.add(name)
-            print(prediction.to_json(), file=lines, flush=True)  # first: by it the next prediction knows what to remove
-            (out / "kitti" / f"{name}.txt").write_text(prediction.to_kitti(), encoding="utf-8")
-            (out / "yolo" / f"{name}.txt").write_text(prediction.to_yolo(), encoding="utf-8")
-            # Without chroma subsampling thin lines keep their colour.
-            prediction.draw().save(out / "images" / f"{name}.jpg", quality=92, subsampling=0)
+        def write(numbered: tuple[int, Prediction]) -> None:
+            number, prediction = numbered
+            path = prediction.path
+            kitti, yolo, drawn = files = image_files(out, path)
+            for file in filter(os.path.lexists, files):
+                raise InputError(f"{path}: its results would overwrite {file}; choose another folder")
+            write_line(prediction.to_json())
+            write_file(kitti, prediction.to_kitti())
+            write_file(yolo, prediction.to_yolo())
+            save_jpeg(prediction.draw(), drawn)
             counts.update(prediction.names)
-            image_id, category_ids = (ids.images[path], ids.categories) if ids else (len(names), None)
+            image_id, category_ids = (ids.images[path], ids.categories) if ids else (number, None)
             for result in prediction.to_coco(image_id, category_ids=category_ids):
                 coco.write((", " if coco.tell() > 1 else "").encode() + json.dumps(result).encode())
 
-        deque(prefetch(write, predictions, depth=1), maxlen=0)  # run through it
+        deque(prefetch(write, enumerate(predictions, start=1), depth=1), maxlen=0)  # run through it
         coco.write(b"]")
     return dict(counts)
 
 
-def clear_folder(out: PathLike) -> None:
-    """Make a folder for results, without those of an earlier prediction."""
-    for file in earlier_results(out):
-        file.unlink(missing_ok=True)
+@contextmanager
+def open_lines(out: Path, *, of: str) -> Iterator[Callable[[str], None]]:
+    """Begin predictions.jsonl in a folder, to write a line of an image, or a frame, before its files.
+
+    By it the next prediction knows what to remove; an error ends with how many images or frames it holds.
+    """
+    path, count = out / LINES, 0
+    with output_errors(path):
+        open(path, "wb").close()
+
+    def write(line: str) -> None:
+        nonlocal count
+        size = path.stat().st_size
+        try:
+            with output_errors(path), open(path, "ab") as file:
+                file.write(f"{line}\n".encode())
+        except InputError:
+            os.truncate(path, size)  # a full disk may have had room for a part
+            raise
+        count += 1
+
     try:
+        yield write
+    except InputError as error:
+        raise InputError(f"{error}; {path} has the detections of {count_text(count, of)}") from error
+
+
+def clear_folder(out: PathLike, *, new: Iterable[Path] = ()) -> None:
+    """Make a folder for results, some of them known by name, without those of an earlier prediction."""
+    with output_errors(out):
+        for file in earlier_results(out, new=new):
+            file.unlink(missing_ok=True)
         Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror}") from error
 
 
-def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = ()) -> list[Path]:
-    """List an earlier prediction's files in a folder; raise if it holds anything else, or if they are inputs now."""
+def image_files(out: PathLike, image: PathLike) -> list[Path]:
+    """List the files that an image by itself gets in a folder of results."""
+    return [Path(out, folder, f"{Path(image).stem}{suffix}") for folder, suffix in FOLDERS.items()]
+
+
+def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = (), new: Iterable[Path] = ()) -> list[Path]:
+    """List an earlier prediction's files in a folder, which new ones may replace.
+
+    Raises:
+        InputError: the folder holds a run, or inputs, or nothing that a prediction wrote, or a link to another folder;
+            or a new file would replace one that no prediction wrote.
+    """
     out = Path(out)
-    lines = out / "predictions.jsonl"
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
-    if not lines.is_file():
+    if run := [name for name in RUN_FILES if (out / name).exists()]:
+        raise InputError(f"{out}: holds a run ({run[0]}); choose another folder")
+    if not (out / LINES).is_file():
         raise InputError(f"{out}: neither empty nor an earlier prediction; choose another folder")
+    folders = {Path(path).resolve().parent: path for path in inputs if Path(path).exists()}
+    if held := [path for place, path in folders.items() if any(map(out.samefile, (place, *place.parents)))]:
+        raise InputError(f"{held[0]}: is in the output folder; choose another than {out}")
+    if links := [out / folder for folder in FOLDERS if (out / folder).is_symlink()]:
+        raise InputError(f"{links[0]}: a link, whose folder keeps its files; remove it, or choose another folder")
     found = dict.fromkeys([out / "coco.json"])
+    *lines, torn = read_text(out / LINES).split("\n")  # of a process that was killed, the last has no end
     try:
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            name = Path(row["image"]).stem
-            files = (out / folder / f"{name}{suffix}" for folder, suffix in FOLDERS.items())
-            found |= dict.fromkeys([drawn_video(out, row["image"])] if "frame" in row else files)
+        for row in map(json.loads, lines):
+            frame, image = "frame" in row, row["image"]
+            found |= dict.fromkeys([drawn_video(out, image)] if frame else image_files(out, image))
+        if not torn.startswith('{"image": '[: len(torn)]):
+            raise ValueError(torn[:20])
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{lines}: not written by a prediction ({error}); choose another folder") from error
-    replaced = {file.resolve() for file in found}
-    if lost := [path for path in inputs if Path(path).resolve() in replaced]:
-        raise InputError(f"{lost[0]}: the new results would replace it; choose another folder than {out}")
+        raise InputError(f"{out / LINES}: not written by a prediction ({error}); choose another folder") from error
+    if others := [file for file in new if file not in found and os.path.lexists(file)]:
+        raise InputError(f"{others[0]}: the new results would replace it; choose another folder than {out}")
     return [*found]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tinydet.detector import Detector
 from tinydet.errors import InputError
 from tinydet.files import PathLike
-from tinydet.predict import clear_folder, drawn_video
+from tinydet.predict import clear_folder, drawn_video, open_lines
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 
@@ -91,18 +91,19 @@ def save_video(
             yield frame
 
     predictions = detector.predict(images(), classes=classes, **settings)
-    clear_folder(out)
     path = drawn_video(out, video.source)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
-    if not writer.isOpened():
-        raise InputError(f"{path}: OpenCV cannot write this video")
-    with open(Path(out) / "predictions.jsonl", "w", encoding="utf-8") as lines:
+    clear_folder(out, new=[path])
+    partial = path.with_suffix(".partial.mp4")  # OpenCV knows the format by the suffix
+    with open_lines(Path(out), of="frame") as write_line:
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
+        if not writer.isOpened():
+            raise InputError(f"{path}: OpenCV cannot write this video")
 
         def write(prediction: Prediction) -> None:
             nonlocal frames, written
             seconds = times.popleft()
             named = replace(prediction, path=Path(video.source))
-            print(named.to_json(frame=frames, time=round(seconds, 3)), file=lines, flush=True)
+            write_line(named.to_json(frame=frames, time=round(seconds, 3)))
             drawn = cv2.cvtColor(np.asarray(prediction.draw()), cv2.COLOR_RGB2BGR)
             repeats = max(1, round(seconds * video.fps) + 1 - written) if camera else 1
             for _ in range(repeats):
@@ -117,6 +118,14 @@ def save_video(
                 raise
         finally:
             writer.release()
+            # OpenCV keeps silent about a full disk.
+            whole = cv2.VideoCapture(str(partial)).get(cv2.CAP_PROP_FRAME_COUNT) >= written > 0
+            if whole:
+                os.replace(partial, path)
+            else:
+                partial.unlink(missing_ok=True)
+        if not whole:
+            raise InputError(f"{path}: cannot be written whole; is the disk full?")
     if frames < video.stated:
         warnings.warn(f"{video.source} states {video.stated} frames, of which {frames} could be read", stacklevel=2)
     return dict(counts)

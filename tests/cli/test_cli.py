@@ -328,7 +328,7 @@ def test_predict_draws_a_video(home: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(Path("predictions/predictions.jsonl").read_text().splitlines()) == FRAMES
     for others in (["clip.mp4", "camera:0"], ["clip.mp4", "--coco", "gt.json"]):
         assert "a video or a camera is predicted by itself, and without --coco" in refusal("predict", *others, *weights)
-    assert "would replace it" in refusal("predict", "predictions/clip.mp4", *weights)
+    assert "is in the output folder" in refusal("predict", "predictions/clip.mp4", *weights)
     assert "earlier prediction" in refusal("predict", "clip.mp4", *weights, "--out", ".")
 
 
@@ -387,16 +387,22 @@ def test_all_commands_print_by_the_echo_that_escapes() -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["check x --html", "evaluate x --report", "export x --out", "strip x --out", "compare x y --plot"],
+    ("command", "name"),
+    [
+        ("check x --html", "a.html"),
+        ("evaluate x --report", "a.html"),
+        ("export x --out", "a.onnx"),
+        ("strip x --out", "a.pt"),
+        ("compare x y --plot", "a.svg"),
+    ],
 )
-def test_a_file_to_write_is_no_folder_and_its_own_is_made(tmp_path: Path, command: str) -> None:
+def test_a_file_to_write_is_no_folder_and_its_own_is_made(tmp_path: Path, command: str, name: str) -> None:
     (tmp_path / "file").touch()
-    for wrong, said in ((tmp_path, "is a directory"), (tmp_path / "file/page.html", "file: File exists")):
+    for wrong, said in ((tmp_path, "is a directory"), (tmp_path / "file" / name, "file: File exists")):
         result = run(*command.split(), wrong)
         assert (result.exit_code, result.stdout) == (2, "")
         assert said in result.stderr
-    run(*command.split(), tmp_path / "new/folder/page.html")
+    run(*command.split(), tmp_path / "new/folder" / name)
     assert (tmp_path / "new/folder").is_dir()
 
 

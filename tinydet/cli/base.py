@@ -16,6 +16,7 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError, nearest, visible
+from tinydet.files import output_errors
 from tinydet.training.settings import TrainSettings
 
 PATH = click.Path(path_type=Path)
@@ -24,7 +25,11 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Group(click.Group):
-    """A group of commands that suggests the nearest name for an unknown one."""
+    """A group of commands whose errors are one line, and that suggests the nearest name for an unknown one."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with one_line_errors():
+            return super().main(*args, **kwargs)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -50,12 +55,17 @@ def main() -> None:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines of text to stdout or stderr: no name in them can move the cursor or change colours."""
-    click.echo("\n".join(map(visible, text.split("\n"))), err=err)
+    try:
+        click.echo("\n".join(map(visible, text.split("\n"))), err=err)
+    except BrokenPipeError:  # which click expects
+        raise
+    except OSError as error:
+        raise InputError(f"standard {'error' if err else 'output'}: {error.strerror}") from None
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an InputError as one line and exit with status 2, a diverged loss with status 1; a warning is a line."""
+    """Print an error of input or output as one line and exit with status 2, a diverged loss with 1; warn in a line."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", err=True)
@@ -63,25 +73,27 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         echo("\n".join(f"error: {line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
+    except OSError as error:  # of which no writer said what is left
+        echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
+        sys.exit(2)
     except FloatingPointError as error:
         echo(f"stopped: {error}", err=True)
         sys.exit(1)
 
 
 def command(*, computes: bool = True) -> Decorator:
-    """Register a command whose errors are one line; the allocator is tuned for those that compute."""
+    """Register a command; the allocator is tuned for those that compute."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            with one_line_errors():
-                if computes:
-                    from tinydet.training.memory import keep_freed_memory
+        def tuned(*args: Any, **kwargs: Any) -> None:
+            if computes:
+                from tinydet.training.memory import keep_freed_memory
 
-                    keep_freed_memory()
-                function(*args, **kwargs)
+                keep_freed_memory()
+            function(*args, **kwargs)
 
-        return main.command()(guarded)
+        return main.command()(tuned)
 
     return decorate
 
@@ -129,21 +141,42 @@ def positive(number: int) -> int:
     return number
 
 
+# What the first kilobyte holds of a file that tinydet wrote, by its suffix.
+MARKS = {".html": b'content="tinydet"', ".png": b"Matplotlib", ".svg": b"Matplotlib", ".pdf": b"%\xac\xdc \xab\xba"}
+MARKS |= {".onnx": b"\x12\x07pytorch", ".pt2": b"PK\x03\x04"}
+
+
+def check_output(path: Path, *suffixes: str, by: str) -> None:
+    """Make the folder of a file to write; raise InputError unless it can hold that, and nothing else is replaced.
+
+    A file with one of the suffixes, if there are any, replaces one that tinydet wrote.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f"{path}: {by} writes a file named *{' or *'.join(suffixes)}")
+    with output_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffixes and path.exists():
+            with open(path, "rb") as file:
+                begin = file.read(1024)
+            if begin and MARKS[path.suffix] not in begin:
+                raise InputError(f"{path}: exists, and was not written by tinydet; name another file by {by}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent}: cannot be written to")
+
+
 class Output(click.Path):
-    """A path of a file to write; its folder is made where it is missing, before the work."""
+    """A path of a file to write, of these suffixes, that `check_output` checks before the work."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+        self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path: Any = super().convert(value, param, ctx)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self.fail(f"{path.parent}: {error.strerror}", param, ctx)
-        if not os.access(path.parent, os.W_OK):
-            self.fail(f"{path.parent}: Permission denied", param, ctx)
+        check_output(path, *self.suffixes, by=param.opts[0] if param else "")
         return path
 
 
-OUTPUT = Output(dir_okay=False, writable=True, path_type=Path)
 SIZE = Parsed("HxW", parse_size, "HEIGHTxWIDTH in pixels, such as 256x896")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {

@@ -11,10 +11,10 @@ import click
 
 from tinydet.cli.base import (
     NAMES,
-    OUTPUT,
     PATH,
     TYPES,
     Choice,
+    Output,
     choose_device,
     command,
     device_option,
@@ -28,6 +28,7 @@ from tinydet.cli.base import (
     weights_option,
 )
 from tinydet.errors import InputError
+from tinydet.files import write_file
 
 
 def view_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +79,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
 @option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
 @option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
 @view_options
-@option("--report", type=OUTPUT, help="Write a page with curves and errors to this file.")
+@option("--report", type=Output(".html"), help="Write a page with curves and errors to this file.")
 @json_option
 @device_option
 def evaluate(
@@ -142,7 +143,7 @@ def evaluate(
             from tinydet.report import report_page
 
             source = " and ".join(one.source for one in loaded)
-            report.write_text(report_page(dataset, found, scores, source=source), encoding="utf-8", errors="replace")
+            write_file(report, report_page(dataset, found, scores, source=source))
             echo(f"report in {report}", err=True)
     echo(json.dumps(numbers) if as_json else ap_table(scores))
 
@@ -193,7 +194,15 @@ def predict(
     """
     from tinydet.cli.text import counted
     from tinydet.detector import Detector
-    from tinydet.predict import coco_ids, collect_images, drawn_video, earlier_results, read_stdin, save_predictions
+    from tinydet.predict import (
+        coco_ids,
+        collect_images,
+        drawn_video,
+        earlier_results,
+        image_files,
+        read_stdin,
+        save_predictions,
+    )
     from tinydet.video import is_video, open_video, save_video
 
     unread: list[InputError] = []
@@ -211,7 +220,8 @@ def predict(
         folder = ctx.with_resource(TemporaryDirectory())
         listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
         paths = collect_images(listed, on_error=on_error)
-    earlier_results(out, inputs=paths or images)
+    files = (file for path in paths for file in image_files(out, path))
+    earlier_results(out, inputs=paths or images, new=[drawn_video(out, video.source)] if video else files)
     detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
     names = detector.classes
     if settings["classes"] is not None:

@@ -14,8 +14,8 @@ import click
 
 from tinydet.cli.base import (
     FIELDS,
-    OUTPUT,
     PATH,
+    Output,
     choose_device,
     command,
     counting,
@@ -29,6 +29,7 @@ from tinydet.cli.base import (
     setting_options,
 )
 from tinydet.errors import InputError
+from tinydet.files import write_file
 from tinydet.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def show_run(started: "Started", events: "Iterator[Event]") -> None:
 @command()
 @click.argument("data", type=PATH)
 @setting_options("val", "classes", "model", "image_size", "anchor_scale")
-@option("--html", type=OUTPUT, help="Write a page with images to this file too.")
+@option("--html", type=Output(".html"), help="Write a page with images to this file too.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **options: Any) -> None:
@@ -221,7 +222,7 @@ def check(ctx: click.Context, data: Path, html: Path | None, as_json: bool, **op
         found = check_data(TrainSettings(data=str(data), **options), base=base, progress=reading)
     echo(json.dumps(plain(found)) if as_json else check_lines(found))
     if html is not None:
-        html.write_text(as_page(found), encoding="utf-8", errors="replace")
+        write_file(html, as_page(found))
         echo(f"page in {html}", err=True)
     if any(problem.level == "error" for problem in found.problems):
         ctx.exit(1)
@@ -247,7 +248,7 @@ def runs(folder: Path) -> None:
 @command(computes=False)
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@option("--plot", type=OUTPUT, help="Draw both curves to this PNG; needs matplotlib.")
+@option("--plot", type=Output(".png", ".svg", ".pdf"), help="Draw both curves to this file; needs matplotlib.")
 def compare(a: Path, b: Path, plot: Path | None) -> None:
     """Compare two runs and their settings.
 

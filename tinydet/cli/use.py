@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from tinydet.cli.base import (
-    OUTPUT,
     PATH,
     SIZE,
     Choice,
+    Output,
+    check_output,
     command,
     echo,
     json_option,
@@ -20,12 +21,13 @@ from tinydet.cli.base import (
     score_option,
 )
 from tinydet.errors import InputError
+from tinydet.files import write_file
 
 
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
-@option("--out", type=OUTPUT, help="Output file; default: beside WEIGHTS.")
+@option("--out", type=Output(), help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
 @option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
 @score_option
@@ -46,8 +48,9 @@ def export(
     from tinydet.export import FORMATS, export_model, sample_image
     from tinydet.weights.load import load_detector
 
-    detector = load_detector(weights)
     out = out or weights.with_suffix(FORMATS[format])
+    check_output(out, FORMATS[format], by="--out")
+    detector = load_detector(weights)
     sample = sample_image(image, size or (None if image else detector.config.image_size))
     difference = export_model(detector, out, format=format, image=sample, **settings)
     height, width = sample.shape[:2]
@@ -88,7 +91,7 @@ def info(weights: Path, as_json: bool) -> None:
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
-@option("--out", type=OUTPUT, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+@option("--out", type=Output(), help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
 def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 
@@ -112,6 +115,7 @@ def strip(weights: Path, format: str, out: Path | None) -> None:
         raise InputError(f"{out}: --format {format} writes {'only ' if safe else 'no '}files named *{SAFETENSORS}")
     if safe and not find_spec("safetensors"):
         raise InputError("--format safetensors needs safetensors: pip install 'tinydet[safetensors]'")
+    check_output(out, by="--out")
     card = out.with_name("README.md") if safe else None
     for file in filter(None, (out, card)):
         if file.exists():
@@ -119,5 +123,5 @@ def strip(weights: Path, format: str, out: Path | None) -> None:
     before, after = strip_checkpoint(weights, out)
     echo(f"{out}, {after / 1e6:.1f} MB of {before / 1e6:.1f} MB")
     if card is not None:
-        card.write_text(model_card(describe(out), file=out.name), encoding="utf-8")
+        write_file(card, model_card(describe(out), file=out.name))
         echo(f"model card in {card}")
