@@ -61,3 +61,12 @@ def test_the_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert "Traceback" not in done.stderr
     assert load_checkpoint(out / "last.pt").training["step"] == 2
+
+
+def test_other_commands_end_by_ctrl_c_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinydet.runs.list_runs", interrupt)
+    result = CliRunner().invoke(main, ["runs"])
+    assert (result.exit_code, result.stderr) == (130, "\nstopped\n")

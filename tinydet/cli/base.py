@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 import sys
 import typing
 import warnings
@@ -30,6 +31,13 @@ class Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors():
             return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            echo("\nstopped", err=True)
+            ctx.exit(128 + signal.SIGINT)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tinydet.errors import InputError, try_call
-from tinydet.files import atomic_write
+from tinydet.files import PARTIAL, output_errors, read_text, write_file
 from tinydet.model.config import ModelConfig
 from tinydet.training.schedule import best_row
 from tinydet.training.settings import TrainSettings
@@ -52,7 +51,7 @@ def claim_folder(out: Path, *, resume: bool = False) -> Iterator[None]:
     try:
         if not resume and (files := run_files(out)):
             raise InputError(f"{out}: holds a run already ({files[0].name}); resume it, or choose another folder")
-        for partial in out.glob("*.partial"):  # of a process that was killed
+        for partial in out.glob(f"*{PARTIAL}"):  # of a process that was killed
             partial.unlink()
         yield
     finally:
@@ -117,13 +116,11 @@ def write_start(
             "model": dataclasses.asdict(config),
             "weights": training["weights"],
         }
-        with atomic_write(out / "config.json") as file:
-            file.write(f"{json.dumps(content, indent=2)}\n".encode())
+        write_file(out / "config.json", f"{json.dumps(content, indent=2)}\n")
     if command:
         commands = out / "command.txt"
-        before = commands.read_bytes() if commands.exists() else b""
-        with atomic_write(commands) as file:
-            file.write(before + f"{command}\n".encode())
+        before = read_text(commands) if commands.exists() else ""
+        write_file(commands, f"{before}{command}\n")
 
 
 def publish(out: Path, training: dict[str, Any], *, step: int) -> None:
@@ -134,22 +131,21 @@ def publish(out: Path, training: dict[str, Any], *, step: int) -> None:
             link_file(out / "last.pt", out / "best.pt")
         if keep is not None and history[-1]["epoch"] % keep == 0:
             link_file(out / "last.pt", out / f"epoch-{history[-1]['epoch']}.pt")
-    with atomic_write(out / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in history).encode())
+    write_file(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
 
 def link_file(path: Path, other: Path) -> None:
     """Give a file another name, which may be taken; where the file system knows no links, copy it."""
-    partial = Path(f"{other}.partial")
-    try:
+    partial = Path(f"{other}{PARTIAL}")
+    with output_errors(other):
         partial.unlink(missing_ok=True)
         try:
             os.link(path, partial)
         except OSError:
-            shutil.copyfile(path, partial)
-        partial.replace(other)
-    finally:
-        partial.unlink(missing_ok=True)  # still there if both were one file
+            write_file(other, path.read_bytes())
+        else:
+            partial.replace(other)
+            partial.unlink(missing_ok=True)  # it is still there where both were one file
 
 
 def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -> TrainSettings:
