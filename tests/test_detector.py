@@ -135,12 +135,11 @@ def test_an_output_that_is_not_finite_is_an_error_that_names_the_image(
 ) -> None:
     """Whatever the weights are, since files of such weights are refused."""
     name = "box_net.predict.pointwise.bias"
-    broken = Detector(
-        weights._replace(params={**weights.params, name: torch.full_like(weights.params[name], torch.nan)})
-    )
-    with pytest.raises(FloatingPointError, match="^image image-1: the network's output is not finite"):
+    params = {**weights.params, name: torch.full_like(weights.params[name], torch.nan)}
+    broken = Detector(weights._replace(params=params))
+    with pytest.raises(FloatingPointError, match=r"^image image-1: the network's output is not finite"):
         broken([image, image], **views)
-    with pytest.raises(FloatingPointError, match="^image image-1: "):
+    with pytest.raises(FloatingPointError, match=r"^image image-1: "):
         next(broken.predict([image], classes="Car", **views))
 
 

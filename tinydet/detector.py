@@ -224,15 +224,11 @@ def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:
             raise InputError(f"{name}: not a readable image ({error})") from error
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         image = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    shape, plain = (
-        tuple(getattr(image, "shape", ())),
-        not isinstance(image, np.ma.MaskedArray),
-    )  # its mask would be lost
-    if plain and isinstance(image, np.ndarray) and image.dtype == np.uint8 and shape[2:] == (3,) and image.size:
-        return image
-    got = (
-        f"{image.dtype} of shape {shape}" if plain and isinstance(image, (np.ndarray, Tensor)) else type(image).__name__
-    )
+    got = type(image).__name__
+    if isinstance(image, (np.ndarray, Tensor)) and not isinstance(image, np.ma.MaskedArray):  # whose mask would be lost
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
+            return image
+        got = f"{image.dtype} of shape {tuple(image.shape)}"
     forms = "a path, a PIL image, an array uint8[H W 3] or a tensor uint8[3 H W], RGB"
     raise InputError(f"{name} must be {forms}; got {got}")
 

@@ -211,7 +211,10 @@ def test_half_precision(method):
 
 
 def test_scales_of_double_precision_change_no_type():
-    frame = {"scales": torch.tensor([0.5, 2], dtype=torch.float64), "sizes": torch.tensor([[60.0, 90]]).double()}
+    frame: dict[str, Any] = {
+        "scales": torch.tensor([0.5, 2], dtype=torch.float64),
+        "sizes": torch.tensor([[60.0, 90]]).double(),
+    }
     for found in detect(random_outputs(3), ANCHORS, **frame):
         assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
 
