@@ -90,6 +90,16 @@ FORMS = r"image-1 must be a path, a PIL image, an array uint8\[H W 3\] or a tens
         (np.zeros((4, 4), np.uint8), FORMS + r"uint8 of shape \(4, 4\)"),
         (np.zeros((4, 4, 3)), FORMS + r"float64 of shape \(4, 4, 3\)"),
         (np.zeros((0, 0, 3), np.uint8), FORMS + r"uint8 of shape \(0, 0, 3\)"),
+        (np.zeros((0, 9, 3), np.uint8), FORMS + r"uint8 of shape \(0, 9, 3\)"),
+        (np.full((4, 4, 3), np.nan, np.float32), FORMS + "float32 of shape"),
+        (np.zeros((4, 4, 3), bool), FORMS + "bool of shape"),
+        (np.zeros((4, 4, 3), np.uint16), FORMS + "uint16 of shape"),
+        (np.full((4, 4, 3), 300), FORMS + "int64 of shape"),
+        (np.zeros((4, 4, 3), object), FORMS + "object of shape"),
+        (np.ma.masked_array(np.zeros((4, 4, 3), np.uint8)), FORMS + "MaskedArray"),
+        (np.zeros((3, 4, 4), np.uint8), FORMS + r"uint8 of shape \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4, requires_grad=True), FORMS + r"torch.float32 of shape \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), FORMS + r"torch.complex64 of shape \(3, 4, 4\)"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), FORMS + r"torch.uint8 of shape \(4, 4, 3\)"),
         (torch.zeros(3, 4, 4), FORMS + r"torch.float32 of shape \(3, 4, 4\)"),
         (None, FORMS + "NoneType"),
@@ -106,6 +116,31 @@ FORMS = r"image-1 must be a path, a PIL image, an array uint8\[H W 3\] or a tens
 def test_anything_else_is_an_error(detector: Detector, image: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         detector(image)
+
+
+def test_an_image_in_any_order_of_memory_and_of_any_shape(detector: Detector, image: np.ndarray) -> None:
+    frozen, line = image.copy(), np.repeat(image[:1, :1], 9000, axis=1)
+    frozen.flags.writeable = False
+    for view in (image[::-1, ::-1, ::-1], image[::2, ::3], np.asfortranarray(image), frozen, image[:1, :1]):
+        assert_same(detector(view, **LOW).detections, detector(np.ascontiguousarray(view), **LOW).detections)
+    for thin in (line, line.transpose(1, 0, 2)):
+        (found,) = detector([thin], **LOW)
+        assert len(found) > 0
+        assert (found.boxes <= torch.tensor([*thin.shape[1::-1]] * 2)).all()
+
+
+@pytest.mark.parametrize("views", [{}, {"tta": True}, {"tiles": (25, 90)}])
+def test_an_output_that_is_not_finite_is_an_error_that_names_the_image(
+    detector: Detector, weights: Weights, image: np.ndarray, views: dict[str, Any]
+) -> None:
+    """Whatever the weights are, since files of such weights are refused."""
+    name = "box_net.predict.pointwise.bias"
+    params = {**weights.params, name: torch.full_like(weights.params[name], torch.nan)}
+    broken = Detector(weights._replace(params=params))
+    with pytest.raises(FloatingPointError, match=r"^image image-1: the network's output is not finite"):
+        broken([image, image], **views)
+    with pytest.raises(FloatingPointError, match=r"^image image-1: "):
+        next(broken.predict([image], classes="Car", **views))
 
 
 def test_a_pil_image_of_any_mode_is_turned_upright(image: np.ndarray) -> None:

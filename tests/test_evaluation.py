@@ -184,6 +184,13 @@ def assert_same(one: Validation, other: Validation) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_an_output_that_is_not_finite_names_the_image(dataset: KittiDataset, network: EfficientDet) -> None:
+    params, buffers = params_and_buffers(network)
+    params["class_net.predict.pointwise.bias"][0] = torch.nan
+    with pytest.raises(FloatingPointError, match=rf"^image {dataset.names[0]}: the network's output is not finite"):
+        validate((params, buffers), dataset, config=CONFIG)
+
+
 def test_validation_changes_nothing(dataset: KittiDataset, network: EfficientDet) -> None:
     variables = params_and_buffers(network)
     before = {name: x.clone() for part in variables for name, x in part.items()}

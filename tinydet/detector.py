@@ -118,6 +118,7 @@ class Detector:
         Raises:
             InputError: a setting makes no sense: at once; or, in its turn, an image cannot be read, or is an array of
                 another shape or type.
+            FloatingPointError: an output of a network is NaN or infinite; names the image.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be positive, got {batch_size}")
@@ -175,20 +176,21 @@ class Detector:
             path = Path(image) if isinstance(image, (str, os.PathLike)) else Path(f"image-{number}")
             if (array := try_call(errors.append, as_image, image, name=path.name)) is not None:
                 files.append((path, array))
-        images = [image for _, image in files]
-        views = plan_views([image.shape[:2] for image in images], **plan)
-        batches = prefetch(partial(self._letterbox, images, fill=plan["batch_size"]), views, depth=1)
+        views = plan_views([image.shape[:2] for _, image in files], **plan)
+        batches = prefetch(partial(self._letterbox, files, fill=plan["batch_size"]), views, depth=1)
         return files, chain([*islice(batches, 1)], batches), errors
 
-    def _letterbox(self, images: Sequence[np.ndarray], views: list[View], *, fill: int) -> tuple[list[View], Batch]:
+    def _letterbox(
+        self, files: Sequence[tuple[Path, np.ndarray]], views: list[View], *, fill: int
+    ) -> tuple[list[View], Batch]:
         """Letterbox views of one network and scale to a batch, which is filled up if the network is compiled."""
         config = self._networks[views[0].network].config
         size = round(views[0].scale * config.image_size[0]), round(views[0].scale * config.image_size[1])
         examples = []
         for view in views:
-            x1, y1, x2, y2 = view.crop
-            crop = images[view.image][y1:y2, x1:x2]
-            example = to_example((crop[:, ::-1] if view.mirrored else crop, [], []), "")
+            (path, image), (x1, y1, x2, y2) = files[view.image], view.crop
+            crop = image[y1:y2, x1:x2]
+            example = to_example((crop[:, ::-1] if view.mirrored else crop, [], []), str(path))
             examples.append(letterbox(example, size, pad_value=config.pad_value))
         if self.compiled:
             examples += examples[-1:] * (fill - len(examples))
@@ -204,7 +206,8 @@ class Detector:
         if labels is not None:
             outputs = outputs._replace(logits=outputs.logits[..., labels])
         anchors = model_anchors(config, (batch.images.shape[2], batch.images.shape[3]), device=self._device)
-        found = [one.cpu() for one in detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, **settings)]
+        frame: Any = {"sizes": batch.sizes, "scales": batch.scales, "names": batch.names}
+        found = [one.cpu() for one in detect(outputs, anchors, **frame, **settings)]
         if labels is not None:
             found = [one._replace(labels=labels[one.labels]) for one in found]
         return [(view, restore(one, view)) for view, one in zip(views, found, strict=False)]
@@ -221,10 +224,11 @@ def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:
             raise InputError(f"{name}: not a readable image ({error})") from error
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         image = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    shape = tuple(getattr(image, "shape", ()))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image.size:
-        return image
-    got = f"{image.dtype} of shape {shape}" if isinstance(image, (np.ndarray, Tensor)) else type(image).__name__
+    got = type(image).__name__
+    if isinstance(image, (np.ndarray, Tensor)) and not isinstance(image, np.ma.MaskedArray):  # whose mask would be lost
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
+            return image
+        got = f"{image.dtype} of shape {tuple(image.shape)}"
     forms = "a path, a PIL image, an array uint8[H W 3] or a tensor uint8[3 H W], RGB"
     raise InputError(f"{name} must be {forms}; got {got}")
 

@@ -50,6 +50,7 @@ def validate(
 
     Raises:
         InputError: a label is none of the classes of the config.
+        FloatingPointError: an output of the network is NaN or infinite; names the image.
     """
     if hasattr(data, "__getitem__"):
         data = val_batches(data, config, batch_size=batch_size, workers=workers)
@@ -64,7 +65,7 @@ def validate(
         targets = assign_batch(batch.boxes, batch.labels, anchors)
         losses = detection_loss(*outputs, targets.labels, targets.deltas)
         total += torch.stack(losses).cpu().double() * len(batch.images)
-        found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales)
+        found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, names=batch.names)
         detections += [one.cpu() for one in found]
     return Validation(Losses(*(total / max(len(detections), 1))), detections)
 

@@ -119,6 +119,20 @@ def test_nothing_found(method):
             assert found.labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", [0, 1])
+def test_an_output_that_is_not_finite_is_not_nothing_found(field, value, dtype):
+    outputs = Outputs(*(x.to(dtype) for x in random_outputs(1, batch=3)))
+    outputs[field][1, 7, 2] = value
+    for names, said in ((None, 2), (["a.png", "b.png", "c.png"], "b.png")):
+        with pytest.raises(FloatingPointError, match=f"^image {said}: the network's output is not finite"):
+            detect(outputs, ANCHORS, names=names)
+    assert len(detect(Outputs(*(x[::2] for x in outputs)), ANCHORS)) == 2
+    large = Outputs(*(torch.full_like(x, 6e4) for x in outputs))  # of which the sum is beyond half precision
+    assert len(detect(large, ANCHORS)) == 3
+
+
 @pytest.mark.parametrize("method", ["hard", "soft"])
 def test_ranges_and_types(method):
     outputs = random_outputs(1, classes=4)
@@ -197,7 +211,10 @@ def test_half_precision(method):
 
 
 def test_scales_of_double_precision_change_no_type():
-    frame = {"scales": torch.tensor([0.5, 2], dtype=torch.float64), "sizes": torch.tensor([[60.0, 90]]).double()}
+    frame: dict[str, Any] = {
+        "scales": torch.tensor([0.5, 2], dtype=torch.float64),
+        "sizes": torch.tensor([[60.0, 90]]).double(),
+    }
     for found in detect(random_outputs(3), ANCHORS, **frame):
         assert (found.boxes.dtype, found.scores.dtype) == (torch.float32, torch.float32)
 

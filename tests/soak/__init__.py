@@ -1,0 +1,1 @@
+"""Runs at a length that no test has time for: what grows shows."""

@@ -380,7 +380,7 @@ def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp
     assert isinstance(next(events), Started)
     while not isinstance(next(events), Stepped):
         pass
-    with pytest.raises(FloatingPointError, match=r"^after step 1: the validation loss is not finite \((nan|inf)\)$"):
+    with pytest.raises(FloatingPointError, match=r"^image 0000\d\d: the network's output is not finite"):
         next(events)
     assert [*digests(tmp_path)] == ["config.json", "last.pt", "metrics.jsonl"]
     assert load_checkpoint(tmp_path / "last.pt").training["step"] == 0

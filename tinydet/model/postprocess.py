@@ -1,5 +1,6 @@
 """Pre- and post-processing: images to network input, network outputs to boxes."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -47,10 +48,23 @@ def model_anchors(
 _anchors = lru_cache(maxsize=16)(torch.inference_mode(False)(anchors))
 
 
-def detect(outputs: Outputs, anchors: Tensor, **settings: Any) -> list[Detections]:
-    """Detect the objects of each image of a batch: `detect_padded`, with its settings, without the padding."""
+def detect(
+    outputs: Outputs, anchors: Tensor, *, names: Sequence[str] | None = None, **settings: Any
+) -> list[Detections]:
+    """Detect the objects of each image of a batch: `detect_padded`, with its settings, without the padding.
+
+    Raises:
+        FloatingPointError: a logit or delta of an image is NaN or infinite; names it by `names` or its number.
+    """
     padded = detect_padded(outputs, anchors, **settings)
-    counts = (padded.labels >= 0).sum(1).tolist()
+    # A sum is finite where all are, at a fortieth of the time of looking at each; one transfer from a GPU brings both.
+    total = sum(x.sum((1, 2), dtype=torch.promote_types(x.dtype, torch.float32)) for x in outputs)
+    counts, finite = torch.stack([(padded.labels >= 0).sum(1), torch.as_tensor(total).isfinite()]).tolist()
+    if not all(finite):
+        name = finite.index(0) + 1 if names is None else names[finite.index(0)]
+        raise FloatingPointError(
+            f"image {name}: the network's output is not finite, as after training with too high a learning rate"
+        )
     return [Detections(*(field[i, :count] for field in padded)) for i, count in enumerate(counts)]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.ops.boxes import area, encode, intersection
+from tinydet.ops.boxes import SMALLEST_UNION, area, encode, intersection
 
 
 class Targets(NamedTuple):
@@ -26,7 +26,8 @@ def assign(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: flo
 
     Args:
         boxes: float[M 4], xyxy pixels of the network's input. An object that touches no anchor gets none.
-        labels: int64[M]; rows labelled IGNORE are ignore regions, rows labelled BACKGROUND are padding.
+        labels: int64[M]; rows labelled IGNORE are ignore regions, rows labelled BACKGROUND are padding, which may be
+            NaN.
         anchors: float[A 4], same frame.
 
     Returns:
@@ -38,13 +39,14 @@ def assign(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshold: flo
         boxes, labels = boxes.new_zeros(1, 4), labels.new_full((1,), BACKGROUND)
     shared, anchor_area = intersection(boxes, anchors), area(anchors)  # [M A], [A]
     union = area(boxes)[:, None] + anchor_area - shared
-    overlap = shared / union.clamp(min=torch.finfo(shared.dtype).tiny)
-    match = match_anchors(overlap.where((labels >= 0)[:, None], 0), iou_threshold=iou_threshold)
+    is_object = (labels >= 0)[:, None]
+    overlap = shared / union.clamp(min=SMALLEST_UNION)
+    match = match_anchors(overlap.where(is_object, 0), iou_threshold=iou_threshold)
     ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
     matched, row = match >= 0, match.clamp(min=0)
     return Targets(
         labels=labels[row].where(matched, torch.where(ignored, IGNORE, BACKGROUND)),
-        deltas=encode(boxes[row], anchors).where(matched[:, None], 0),
+        deltas=encode(boxes.where(is_object, 0)[row], anchors).where(matched[:, None], 0),
         matches=match,
     )
 

@@ -5,10 +5,19 @@ width = x2 - x1. All functions take any leading shape, any float dtype and any d
 
 float16 ends at 65504, the area of a box of 256 pixels, and bfloat16 has 8 bits: areas and overlaps are float32 at
 least, and what is computed of boxes of half precision is rounded once, at the end.
+
+Finite boxes give finite results and gradients, to coordinates of 1e15 and deltas of 1e4, in half precision as far as it
+can hold the result.
 """
+
+import math
 
 import torch
 from torch import Tensor
+
+SMALLEST_SIDE = 1e-8  # pixels, of a box or anchor in `encode`
+SMALLEST_UNION = 1e-16  # square pixels, in `iou`
+LARGEST_SCALE = math.log(1000 / 16)  # of a side of a box to its anchor's, in `decode`
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -28,7 +37,8 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Convert corners to centre and size. float[... 4] -> same."""
-    return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
+    # Halved first: the sum of two corners may be more than half precision holds.
+    return torch.cat([boxes[..., :2] / 2 + boxes[..., 2:] / 2, boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -56,9 +66,9 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     # order in which they lie, they take half the time again.
     ax1, ay1, ax2, ay2 = at_least_float32(a).movedim(-1, 0).unsqueeze(-1)  # [... N 1]
     bx1, by1, bx2, by2 = at_least_float32(b).movedim(-1, 0).contiguous().unsqueeze(-2)  # [... 1 M]
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
-    return width * height
+    width = torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)
+    height = torch.minimum(ay2, by2) - torch.maximum(ay1, by1)
+    return width.relu() * height.relu()  # whose gradient is 0 where they are 0; clamp's is 1
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -68,11 +78,12 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
         a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
 
     Returns:
-        float[... N M] in [0, 1], of the dtype of both; 0 where both boxes are empty.
+        float[... N M] in [0, 1], of the dtype of both; 0 where both boxes are empty. A union counts as 1e-16 square
+        pixels at least.
     """
     shared = intersection(a, b)
     union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - shared
-    return (shared / union.where(union > 0, 1)).to(torch.promote_types(a.dtype, b.dtype))
+    return (shared / union.clamp(min=SMALLEST_UNION)).to(torch.promote_types(a.dtype, b.dtype))
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
@@ -93,7 +104,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     (x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha), of centres and sizes.
 
     Args:
-        boxes, anchors: float[... 4], xyxy pixels of one frame; a side of a box counts as 1e-8 px at least.
+        boxes, anchors: float[... 4], xyxy pixels of one frame; a side counts as 1e-8 px at least.
 
     Returns:
         deltas: float[... 4] as (tx, ty, tw, th), without variance factors, of the dtype of boxes and anchors.
@@ -101,19 +112,19 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     Reference: Ren et al., Faster R-CNN, section 3.1.2. google/automl orders them ty, tx, th, tw.
     """
     box, anchor = xyxy_to_cxcywh(at_least_float32(boxes)), xyxy_to_cxcywh(at_least_float32(anchors))
-    offset, size = box[..., :2] - anchor[..., :2], box[..., 2:].clamp(min=1e-8)
-    deltas = torch.cat([offset / anchor[..., 2:], torch.log(size / anchor[..., 2:])], -1)
+    size, anchor_size = box[..., 2:].clamp(min=SMALLEST_SIDE), anchor[..., 2:].clamp(min=SMALLEST_SIDE)
+    deltas = torch.cat([(box[..., :2] - anchor[..., :2]) / anchor_size, torch.log(size / anchor_size)], -1)
     return deltas.to(torch.promote_types(boxes.dtype, anchors.dtype))
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Decode deltas relative to anchors: the inverse of `encode`.
+    """Decode deltas relative to anchors: the inverse of `encode`, up to boxes 62.5 times as wide or high as the anchor.
 
     (tx, ty, tw, th) float[... 4], anchors float[... 4], xyxy pixels -> float[... 4], xyxy pixels, not clipped, of the
-    dtype of both.
+    dtype of both. tw and th above log(1000 / 16) count as that, with gradient 0, as in torchvision and Detectron2.
     """
     dtype = torch.promote_types(deltas.dtype, anchors.dtype)
     deltas, anchor = at_least_float32(deltas), xyxy_to_cxcywh(at_least_float32(anchors))
     centre = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]
-    size = deltas[..., 2:].exp() * anchor[..., 2:]
+    size = deltas[..., 2:].clamp(max=LARGEST_SCALE).exp() * anchor[..., 2:]
     return cxcywh_to_xyxy(torch.cat([centre, size], -1)).to(dtype)

@@ -89,8 +89,8 @@ class _FocalLossSum(torch.autograd.Function):
 
     Of a negative, with p = sigmoid(x) and s = softplus(x) = -log(1 - p):
     L = (1 - alpha) p^gamma s,  dL/dx = (1 - alpha) p^gamma (gamma (1 - p) s + p).
-    A positive is the same of -x with alpha for 1 - alpha. All are taken for negatives first; the few positives and
-    ignored anchors are corrected afterwards.
+    A positive is the same of -x with alpha for 1 - alpha. All are taken for negatives first, ignored anchors for sure
+    ones, which have no loss; the few positives are corrected afterwards.
     """
 
     @staticmethod
@@ -98,12 +98,12 @@ class _FocalLossSum(torch.autograd.Function):
         x, labels = logits.detach().reshape(-1, logits.shape[-1]), labels.reshape(-1)
         gradient = torch.empty_like(x)
         rows = len(x) if x.is_cuda else max(1, CHUNK // x.shape[-1])
-        chunks = zip(x.split(rows), gradient.split(rows), strict=True)
-        negatives = torch.stack([_negatives(*chunk, gamma) for chunk in chunks]).sum()
-
-        ignored = (labels == IGNORE).nonzero()[:, 0]
-        negatives -= _negatives(x[ignored], torch.empty_like(x[ignored]), gamma)
-        gradient[ignored] = 0
+        ignored = (labels == IGNORE)[:, None]
+        chunks = zip(*(tensor.split(rows) for tensor in (x, ignored, gradient)), strict=True)
+        sums = []
+        for part, out, into in chunks:
+            sums.append(_negatives(part.masked_fill(out, -torch.inf) if out.any() else part, into, gamma))
+        negatives = torch.stack(sums).sum()
 
         row = (labels >= 0).nonzero()[:, 0]
         place = row, labels[row]

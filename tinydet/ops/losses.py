@@ -32,8 +32,8 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
 
     Args:
         logits: float[... K].
-        labels: int64[...]: a class, BACKGROUND (negative for every class), or IGNORE (the loss is 0); checked by
-            `check_labels`.
+        labels: int64[...]: a class, BACKGROUND (negative for every class), or IGNORE (loss and gradient are 0, were
+            the logits NaN); checked by `check_labels`.
         alpha: weight of the positive class; the negatives weigh 1 - alpha.
         gamma: how strongly well-classified elements are discounted.
 
@@ -45,9 +45,9 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
     check_labels(labels, classes=logits.shape[-1])
     target = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     wrong = torch.where(target, -logits, logits)  # the logit of the wrong answer: p_t = sigmoid(-wrong)
+    wrong = wrong.where((labels != IGNORE)[..., None], -1e4)  # right, and sure: no loss
     alpha_t = torch.where(target, logits.new_full((), alpha), 1 - alpha)  # two plain numbers would give float32
-    loss = alpha_t * torch.exp(gamma * F.logsigmoid(wrong)) * -F.logsigmoid(-wrong)
-    return loss.where((labels != IGNORE)[..., None], 0)
+    return alpha_t * torch.exp(gamma * F.logsigmoid(wrong)) * -F.logsigmoid(-wrong)
 
 
 def focal_loss_sum(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 1.5) -> Tensor:
@@ -93,7 +93,7 @@ def detection_loss(
 
     Args:
         logits, deltas: float[B A K] and float[B A 4], the outputs of the network.
-        labels, target_deltas: int64[B A] and float[B A 4] from `assign`.
+        labels, target_deltas: int64[B A] and float[B A 4] from `assign`; deltas count where a label is a class.
         alpha, gamma, delta: of `focal_loss` and `huber_loss`.
         positives: N - 1, a scalar, where these are micro-batches of a batch; their losses add up to the batch's.
         focal_sum: `tinydet.ops.kernels.focal_loss_sum` sums the same, with its gradient, in a quarter of the time.
@@ -102,8 +102,10 @@ def detection_loss(
     box loss each coordinate whose target happens to be exactly 0.
     """
     logits, deltas = at_least_float32(logits), at_least_float32(deltas)
-    positive = labels >= 0
+    positive = (labels >= 0)[..., None]
     count = (positive.sum() if positives is None else positives) + 1
     classification = focal_sum(logits, labels, alpha=alpha, gamma=gamma) / count
-    box = huber_loss(deltas, target_deltas, delta=delta).where(positive[..., None], 0).sum() / (4 * count)
+    # Of the inputs, not the result: the gradient of what is left out is 0 even if that is NaN.
+    deltas, target_deltas = deltas.where(positive, 0), target_deltas.where(positive, 0)
+    box = huber_loss(deltas, target_deltas, delta=delta).sum() / (4 * count)
     return Losses(classification + box_weight * box, classification, box)

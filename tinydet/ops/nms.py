@@ -10,6 +10,7 @@ from torch import Tensor
 from tinydet.ops.boxes import at_least_float32, iou
 
 METHODS = ("soft", "hard")
+SMALLEST_WEIGHT = 1e-16  # of a box in a mean of boxes
 SIGMA = 0.5  # the width of the Gaussian of soft NMS behind EfficientDet's published AP
 
 
@@ -146,10 +147,9 @@ def box_voting(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, *, i
     kept = boxes.gather(-2, keep[..., None].expand(*keep.shape, 4))
     near = (iou(kept, boxes) > iou_threshold) & (labels.gather(-1, keep)[..., None] == labels[..., None, :])
     weight = torch.where(near, scores[..., None, :], 0)
-    weight = weight.scatter(-1, keep[..., None], scores.gather(-1, keep)[..., None])  # empty boxes do not overlap
-    total = weight.sum(-1, keepdim=True)
-    voted = torch.where(total > 0, weight @ boxes / total.clamp(min=torch.finfo(weight.dtype).tiny), kept)
-    return voted.to(dtype)
+    own = scores.gather(-1, keep)[..., None].clamp(min=SMALLEST_WEIGHT)
+    weight = weight.scatter(-1, keep[..., None], own)  # empty boxes do not overlap
+    return (weight @ boxes / weight.sum(-1, keepdim=True)).to(dtype)
 
 
 def weighted_boxes_fusion(
@@ -184,9 +184,9 @@ def weighted_boxes_fusion(
         others = sources[near].unique().tolist()
         rows = [best, *(int((near & (sources == other)).nonzero()[0, 0]) for other in others)]
         free[rows] = False
-        weight = scores[rows, None]
-        mean = (weight * boxes[rows]).sum(0, keepdim=True) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        fused.append((mean, weight.sum(0) / count, labels[best, None]))
+        weight = scores[rows, None].clamp(min=SMALLEST_WEIGHT)
+        mean = (weight * boxes[rows]).sum(0, keepdim=True) / weight.sum()
+        fused.append((mean, scores[rows].sum(0, keepdim=True) / count, labels[best, None]))
     boxes, scores, labels = map(torch.cat, zip(*fused, strict=True))
     order = scores.argsort(descending=True, stable=True)
     return boxes[order].to(dtypes[0]), scores[order].to(dtypes[1]), labels[order]
