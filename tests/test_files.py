@@ -1,22 +1,11 @@
 """Files are written whole or not at all, and what cannot be read is named."""
 
-import gc
 from pathlib import Path
 
 import pytest
 
-from tinydet.errors import InputError, raise_error, try_call
-from tinydet.files import (
-    atomic_write,
-    match_paths,
-    parse_float,
-    parse_lines,
-    paused_gc,
-    read_json,
-    read_text,
-    read_yaml,
-    short_path,
-)
+from tinydet.errors import InputError
+from tinydet.files import atomic_write, match_paths
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -30,64 +19,6 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
         file.write("no bytes")  # type: ignore[call-overload]
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_text_is_read_by_lines(tmp_path: Path) -> None:
-    path = tmp_path / "folder/a.txt"
-    path.parent.mkdir()
-    path.write_bytes("\ufeffä b\r\n\nc\n\n \n".encode())
-    assert parse_lines(path, lambda line, *, where: (line, where)) == {
-        n: (line, f"folder/a.txt:{n}") for n, line in enumerate(["ä b", "", "c"], start=1) if line
-    }
-    path.write_bytes("ä b\nc".encode("utf-16"))
-    assert read_text(path) == "ä b\nc"
-    for content in (b"a\n\xe4", "a\nb".encode("utf-16-be"), b"a\n\xff\xfe\x00"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"^folder/a\.txt:\d: not UTF-8 text; save it as UTF-8$"):
-            read_text(path)
-    errors: list[InputError] = []
-    assert parse_lines(path, lambda line, *, where: line, on_error=errors.append) == {}
-    assert len(errors) == 1
-    with pytest.raises(InputError, match=r"gone\.txt: No such file"):
-        read_text(tmp_path / "gone.txt")
-    assert short_path("/x/y/z.txt") == "y/z.txt"
-
-
-def test_json_that_breaks_off_is_named_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"a": [1, 2.5]}')
-    assert read_json(path) == {"a": [1, 2.5]}
-    path.write_text('{"a":\n [1, ')
-    with pytest.raises(InputError, match=r"a\.json:2: not JSON \(.*, character 6\)"):
-        read_json(path)
-
-
-@pytest.mark.parametrize(("word", "said"), [("1,5", "is not a number ('1,5')"), ("-inf", "is not finite ('-inf')")])
-def test_numbers(word: str, said: str) -> None:
-    assert parse_float("-1.5e2", where="a.txt:1") == -150
-    with pytest.raises(InputError) as raised:
-        parse_float(word, where="a.txt:1: x1")
-    assert str(raised.value) == f"a.txt:1: x1 {said}"
-
-
-def test_errors_are_raised_or_collected() -> None:
-    def fail(text: str, *, on_error: str = "") -> int:
-        raise InputError(text + on_error)
-
-    with pytest.raises(InputError, match=r"^wrong$"):
-        try_call(raise_error, fail, "wrong")
-    errors: list[InputError] = []
-    assert try_call(errors.append, fail, "wrong", on_error="!") is None
-    assert [str(error) for error in errors] == ["wrong!"]
-    assert try_call(errors.append, int, "12") == 12
-    with pytest.raises(ValueError, match="invalid literal"):
-        try_call(errors.append, int, "x")
-
-
-def test_the_garbage_collector_is_as_it_was() -> None:
-    with paused_gc():
-        assert not gc.isenabled()
-    assert gc.isenabled()
 
 
 NAMES = ["cam1/0001.jpg", "cam2\\0001.jpg", "a/cam2/0002.jpg", "b/cam2/0002.jpg", "0003.jpg"]
@@ -124,20 +55,3 @@ def test_folders_that_all_names_have_say_nothing() -> None:
 def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         match_paths(paths, NAMES)
-
-
-def test_yaml_is_plain_values(tmp_path: Path) -> None:
-    path = tmp_path / "data.yaml"
-    path.write_text("names: [yes, 007]\nnc: 2\n")
-    assert read_yaml(path, as_text=True) == {"names": ["yes", "007"], "nc": "2"}
-    assert read_yaml(path) == {"names": [True, 7], "nc": 2}
-    laughs = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
-    for text, said in (
-        (laughs, r":2: \*a0 stands for another value"),
-        ("[" * 5000 + "]" * 5000, ": not YAML that can be read"),
-        ("a: [", ":1: not YAML"),
-        ("a: 1\nb: 2\na: 3", ":3: a is there twice"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=said):
-            read_yaml(path)

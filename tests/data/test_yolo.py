@@ -99,14 +99,14 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
         ("names: [cat", r"data\.yaml:1: not YAML \(expected ',' or '\]', but got"),
         ("train: images", r"data\.yaml: not a YOLO data file; it has no names"),
         ("names: {1: cat}\ntrain: images", "names must be numbered from 0 without gaps"),
-        ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
+        ("names: cat\ntrain: images", "names must be a list or an object, got 'cat'"),
         ("names: [cat]\nnc: 2\ntrain: images", "nc is 2, and there are 1 names"),
         ("names: [cat]", "has neither train nor val; add the folders of their images"),
         ("names: [cat]\ntrain: photos", "names 'photos', which is not there; looked for "),
         ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: names 'gone\.png', which is not there"),
         ("!!python/object/apply:os.system ['true']", "not a YOLO data file"),
         ("names: [cat, Cat]\ntrain: images", "two classes are called 'cat'"),
-        ("names: [cat]\nkpt_shape: 17\ntrain: images", r"kpt_shape must be \[keypoints, numbers of each\], got '17'"),
+        ("names: [cat]\nkpt_shape: 17\ntrain: images", "kpt_shape must be a list or nothing, got '17'"),
     ],
 )
 def test_what_is_wrong_with_data_yaml_is_named(tmp_path: Path, yaml: str, said: str) -> None:
@@ -364,8 +364,8 @@ def test_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("kpt_shape: [[17, 3], 2]", "kpt_shape must be"),
-        ("path: [a, b]", "path must be one folder, got"),
+        ("kpt_shape: [[17, 3], 2]", r"kpt_shape: number 0 must be text, got \['17', '3'\]"),
+        ("path: [a, b]", r"path must be text or nothing, got \['a', 'b'\]"),
         ("kpt_shape: {a: 2}", "kpt_shape must be"),
     ],
 )
