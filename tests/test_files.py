@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinydet.errors import InputError
-from tinydet.files import atomic_write, match_paths
+from tinydet.files import atomic_write, list_files, match_paths
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -55,3 +55,28 @@ def test_folders_that_all_names_have_say_nothing() -> None:
 def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         match_paths(paths, NAMES)
+
+
+def test_links_up_and_whole_disks_are_not_walked(tmp_path: Path) -> None:
+    folder = tmp_path / "set/images"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    for place in (folder, folder / "inner", tmp_path / "far", tmp_path / "set", tmp_path):
+        (place / "a.png").touch()
+    links = {"far": tmp_path / "far", "up": tmp_path, "self": folder, "again": folder / "inner", "disk": Path("/")}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    found = [path.relative_to(folder).as_posix() for path in list_files(folder, [".png"], recursive=True)]
+    assert found in [["a.png", "again/a.png", "far/a.png"], ["a.png", "far/a.png", "inner/a.png"]]
+    for place in (Path("/"), folder / "disk"):
+        with pytest.raises(InputError, match="all of a disk; give the folder of the files themselves"):
+            list_files(place, [".png"], recursive=True)
+    list_files("/", [".png"])
+
+
+def test_the_number_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinydet.files.MAX_FOLDERS", 3)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="more than 3 folders; give the folder of the files themselves"):
+        list_files(tmp_path, [".png"], recursive=True)

@@ -46,12 +46,13 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
     Raises:
         InputError: it is a whole disk, or there are more than 100,000 folders in it.
     """
-    files, seen, above = list[Path](), set[str](), os.path.realpath(folder)
-    if recursive and above == os.path.dirname(above):
-        raise InputError(f"{folder}: all of a disk; give the folder of the files themselves")
+    files, seen, top = list[Path](), set[str](), ""
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen or (seen and f"{above}/".startswith(real.rstrip("/") + "/")):
+        top = top or real
+        if recursive and top == os.path.dirname(top):
+            raise InputError(f"{folder}: all of a disk; give the folder of the files themselves")
+        if real in seen or (f"{top}/".startswith(f"{real.rstrip('/')}/") and real != top):
             names = folders[:] = []
         seen.add(real)
         if len(seen) > MAX_FOLDERS:

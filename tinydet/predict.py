@@ -4,6 +4,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
+from os.path import exists, isdir
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -20,11 +21,9 @@ FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an im
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
     """Collect the image files of files, folders and globs; report those whose header is not that of an image."""
     images: list[Path] = []
-    for given in map(Path, paths):
-        matching = [given] if given.exists() else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
-        found = [
-            image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if path.is_dir() else [path])
-        ]
+    for given in map(Path, paths):  # whose own methods raise where it is too long
+        matching = [given] if exists(given) else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
+        found = [image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if isdir(path) else [path])]
         if not found:
             raise InputError(f"{given}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
         images += found

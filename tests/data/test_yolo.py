@@ -481,3 +481,24 @@ def test_labels_are_found_in_either_spelling(tmp_path: Path) -> None:
     (root / "labels/train").mkdir(exist_ok=True)
     (root / "labels/train" / normalize("NFC", "é.txt")).write_text("0 .5 .5 .1 .1\n")
     assert YoloDataset(root).labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("train: /", "names '/', in which it lies; give a folder of images"),
+        ("train: ..", "names '..', in which it lies; give a folder of images"),
+        ("path: /\ntrain: ['.', /]", "names '.', which is not there.*\n.*names '/', in which it lies"),
+        ("train: disk", "names 'disk', in which it lies; give a folder of images"),
+        ("train: /dev/zero", "names '/dev/zero', which is neither a file nor a folder"),
+        ("train: list.txt", r"list\.txt:1: names 'images', which is not a file"),
+        (f"train: {'a' * 3000}", rf"names '{'a' * 58}…, which is not there"),
+        (f"path: {'a' * 3000}\ntrain: b", "names 'b', which is not there"),
+    ],
+)
+def test_what_is_no_folder_of_images_is_not_walked(tmp_path: Path, yaml: str, said: str) -> None:
+    root = write_yolo(tmp_path / "set", f"{yaml}\nnames: [cat, dog]", LABELS)
+    (root / "disk").symlink_to("/")
+    (root / "list.txt").write_text("images\n")
+    with pytest.raises(InputError, match=said):
+        YoloDataset(root)
