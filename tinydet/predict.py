@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
-from tinydet.errors import InputError, OnError, raise_error, try_call
+from tinydet.errors import InputError, OnError, list_names, raise_error, try_call
 from tinydet.files import PathLike, atomic_write, list_files, match_paths
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
@@ -74,8 +74,8 @@ def coco_ids(annotations: PathLike, images: Sequence[Path], *, classes: Sequence
     known = {name.lower(): id_ for id_, name in file.categories.items()}
     categories = {name: known[name.lower()] for name in classes if name.lower() in known}
     if not categories:
-        there = ", ".join(file.categories.values())
-        raise InputError(f"{annotations}: there is no category {', '.join(classes)}; they are {there}")
+        there = list_names(file.categories.values())
+        raise InputError(f"{annotations}: there is no category {list_names(classes)}; they are {there}")
     return CocoIds(dict(zip(images, file.image_ids[rows].tolist(), strict=True)), categories)
 
 

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,12 +86,8 @@ def _check_depth(content: Any) -> Any:
     """Return lists and objects; raise RecursionError if they are too deep in each other to be compared or written."""
     level: list[Any] = [[content]]
     for _ in range(MAX_DEPTH + 1):
-        level = [
-            inner
-            for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
-        ]
+        inner = chain.from_iterable(one.values() if type(one) is dict else one for one in level)
+        level = [one for one in inner if type(one) is dict or type(one) is list]
         if not level:
             return content
     raise RecursionError
@@ -142,7 +139,7 @@ def check_field(value: Any, field: Field, *, where: str) -> None:
 
     >>> check_field({"size": [10, "20"]}, {"size": [float]}, where="a.json")
     Traceback (most recent call last):
-    tinydet.errors.InputError: a.json: size: number 1: must be a finite number, got '20'
+    tinydet.errors.InputError: a.json: size: number 1 must be a finite number, got '20'
     """
     fields = field if isinstance(field, tuple) else (field,)
     fitting = [one for one in fields if _fits(value, one)]
@@ -183,7 +180,6 @@ def parse_float(word: str, *, where: str) -> float:
     except ValueError:
         raise InputError(f"{where} is not a number ({quoted(word)})") from None
     if not abs(value) <= LARGEST:
-        raise InputError(
-            f"{where} is {f'beyond {LARGEST:g}' if math.isfinite(value) else 'not finite'} ({quoted(word)})"
-        )
+        problem = f"beyond {LARGEST:g}" if math.isfinite(value) else "not finite"
+        raise InputError(f"{where} is {problem} ({quoted(word)})")
     return value

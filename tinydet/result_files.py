@@ -16,7 +16,7 @@ from tinydet.files import PathLike, files_by_stem, short_path
 from tinydet.metrics.coco import CocoResult, CocoTruth, crowded_notes
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.ops.boxes import xyxy_to_xywh
-from tinydet.reading import LARGEST, read_json
+from tinydet.reading import LARGEST, check_field, read_json
 
 Evaluation = tuple[dict[str, Any], list[str]]  # numbers, and notes on the files, a sentence each
 
@@ -42,14 +42,11 @@ def evaluate_files(
 def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
     """Compute the AP of a file of COCO results."""
     truth, content = read_coco(data, needs_files=False), read_json(predictions)
-    if not isinstance(content, list):
-        raise InputError(f"{short_path(predictions)}: not COCO results; there must be a list of detections")
+    check_field(content, [dict], where=f"{short_path(predictions)}: detections")
     images, labels = ({i: n for n, i in enumerate(ids)} for ids in (truth.image_ids.tolist(), truth.categories))
     rows = []
     for n, one in enumerate(content):
         where = f"{short_path(predictions)}: detection number {n}"
-        if not isinstance(one, dict):
-            raise InputError(f"{where} is not an object ({quoted(one)})")
         values: list[Any] = [one.get(key) for key in ("image_id", "category_id", "score")]
         (image, category), score = map(parse_id, values[:2]), values[2]
         if image not in images:

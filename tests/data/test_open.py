@@ -86,17 +86,17 @@ def test_errors_of_every_kind_may_be_collected(tmp_path: Path) -> None:
             open_dataset(path, "all")
 
 
-PLACES = [
-    "kitti/training/label_2/000001.txt",
-    "yolo/data.yaml",
-    "yolo/labels/train/a.txt",
-    "voc/Annotations/a.xml",
-    "a.json",
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "make"), [*((name, os.mkfifo) for name in PLACES), *((name, os.mkdir) for name in PLACES[3:])]
+    ("name", "make"),
+    [
+        ("kitti/training/label_2/000001.txt", os.mkfifo),
+        ("voc/Annotations/a.xml", os.mkfifo),
+        ("yolo/data.yaml", os.mkfifo),
+        ("yolo/labels/train/a.txt", os.mkfifo),
+        ("yolo/labels/train/a.txt", os.mkdir),
+        ("a.json", os.mkfifo),
+        ("a.json", os.mkdir),
+    ],
 )
 def test_a_pipe_or_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
     write_kitti(tmp_path / "kitti", 4)

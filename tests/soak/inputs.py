@@ -176,7 +176,7 @@ def mutate(content: bytes, suffix: str, rng: random.Random) -> bytes:
                 content = _mutate_word(content.decode(), rng).encode("utf-8", "surrogatepass")
             else:
                 content = _mutate_bytes(content, rng)
-        except (ValueError, RecursionError, yaml.YAMLError, ElementTree.ParseError):  # broken already
+        except Exception:  # of all kinds, where it is broken already
             content = _mutate_bytes(content, rng)
     return content
 

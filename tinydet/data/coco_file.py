@@ -223,7 +223,8 @@ def _annotation(one: Any, n: int, images: dict[Id, int], labels: dict[Id, int], 
     if not isinstance(one, dict):
         raise InputError(f"{where}: annotation number {n} is not an object ({quoted(one)})")
     number = one.get("id")
-    where = f"{where}: annotation {f'number {n}' if number is None else quoted(number)}"
+    known_id = number if type(number) is int and 0 <= number < 2**53 else -1 - n
+    where = f"{where}: annotation {known_id if known_id >= 0 else f'number {n}' if number is None else quoted(number)}"
     image, category = parse_id(one.get("image_id")), parse_id(one.get("category_id"))
     for key, known, ids in (("image_id", image, images), ("category_id", category, labels)):
         if known not in ids:
@@ -234,7 +235,6 @@ def _annotation(one: Any, n: int, images: dict[Id, int], labels: dict[Id, int], 
         raise InputError(f"{where}: area {quoted(area)} is not a number of square pixels")
     if crowd not in (None, 0, 1, "0", "1"):
         raise InputError(f"{where}: iscrowd {quoted(crowd)} must be 0 or 1")
-    known_id = number if type(number) is int and 0 <= number < 2**53 else -1 - n
     return images[image], labels[category], *box, area, crowd in (1, "1"), known_id  # type: ignore[index]
 
 
@@ -242,7 +242,7 @@ def parse_bbox(box: Any, *, where: str) -> list[float]:
     """Check that a box is left, top, width and height; `where` begins the message of the InputError if it is not."""
     if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         raise InputError(f"{where}: bbox must be [left, top, width, height], got {quoted(box)}")
-    if not all(abs(side) <= LARGEST for side in box) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
+    if not all(map(LARGEST.__ge__, map(abs, box))) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
         raise InputError(
             f"{where}: bbox {quoted(box)} has a negative side, or one that is no finite number to {LARGEST:g}"
         )

@@ -238,7 +238,8 @@ def _read_images(
         stated = PureWindowsPath(composed(objects.filename))
         image = images.get(name) or free.pop(stated.stem, None) or free.pop(stated.name, None)
         if image is None:
-            said = " or ".join(map(quoted, [name, stated.name][: 1 + (stated.stem not in ("", name))]))
+            names_of = [name, stated.name] if stated.stem not in ("", name) else [name]
+            said = " or ".join(map(quoted, names_of))
             on_error(InputError(f"{short_path(file)}: there is no image {said} in {part.images}"))
         else:  # lists may name the image, which has another name than the XML file
             found[name if names is None or name in names else composed(image.stem)] = image, objects

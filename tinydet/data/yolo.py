@@ -27,16 +27,9 @@ from tinydet.reading import check_field, parse_lines, read_text, read_yaml
 MAX_ERRORS = 5  # in lists of images, that are shown
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
-
-
-PLACES = (str, [str], None)
-CONFIG: dict[str, Any] = {
-    "names": ([str], {str: str}),
-    "nc": (str, None),
-    "path": (str, None),
-    "kpt_shape": ([str], None),
-}
-CONFIG |= {key: PLACES for keys in SPLIT_KEYS.values() for key in keys}
+# What is read of a data.yaml.
+CONFIG: dict[str, Any] = {key: (str, [str], None) for keys in SPLIT_KEYS.values() for key in keys}
+CONFIG |= {"path": (str, None), "names": ([str], {str: str}), "nc": (str, None), "kpt_shape": ([str], None)}
 
 
 class YoloFolder(NamedTuple):
