@@ -81,7 +81,7 @@ def test_only_whole_files_of_a_fair_size_are_read(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"^{path}: not a file$"):
             read_text(path)
     with pytest.raises(InputError, match=r"hole\.yaml: 1,048,577 bytes, and at most 1,048,576 of such a"):
-        read_yaml(tmp_path / "hole.yaml")
+        read_yaml(tmp_path / "hole.yaml", as_text=True)
 
 
 def test_halves_of_characters_become_text(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tinydet.errors import InputError, OnError, quoted, raise_error, shorten, tr
 from tinydet.files import PathLike, short_path
 
 T = TypeVar("T")
-MAX_BYTES, MAX_YAML = 4 * 2**30, 2**20  # of a file; its YAML is read at a megabyte a few seconds
+MAX_BYTES, MAX_JSON = 2**29, 2**32  # of a file
 MAX_DEPTH = 100  # of lists and objects in each other
 LARGEST = 1e15  # number of a box or a score
 # JSON's backslashes, its characters of two halves, and a half alone
@@ -65,7 +65,7 @@ def parse_lines(path: PathLike, parse: Callable[..., T], *args: Any, on_error: O
 
 def read_json(path: PathLike) -> Any:
     """Read a JSON file as `read_text` does; the error where it is not JSON names the line and the character."""
-    return parse_json(read_text(path), path=path)
+    return parse_json(read_text(path, largest=MAX_JSON), path=path)
 
 
 def parse_json(text: str, *, path: PathLike, line: int = 1) -> Any:
@@ -97,30 +97,35 @@ def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
     """Read a YAML file as `read_json` reads JSON; with `as_text` all values are as they are written."""
     import yaml  # comes with albumentations
 
-    text, where = read_text(path, largest=MAX_YAML), short_path(path)
-    try:
+    largest = 2**20 if as_text else 2**17  # of which PyYAML takes seconds
+    text, where = read_text(path, largest=largest), short_path(path)
+
+    class Loader(yaml.BaseLoader if as_text else yaml.SafeLoader):  # type: ignore[misc]
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise RecursionError
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
             if isinstance(event, yaml.AliasEvent):  # of aliases of aliases a file of nine lines fills the memory
                 line, name = event.start_mark.line + 1, shorten(event.anchor)
                 raise InputError(f"{where}:{line}: *{name} stands for another value; write that out")
-        loader = (yaml.BaseLoader if as_text else yaml.SafeLoader)(text)
-        root = loader.get_single_node()
-        nodes = [] if root is None else [root]
-        for node in nodes:
+            deeper = isinstance(event, yaml.CollectionStartEvent)
+            self.depth += deeper
+            if self.depth > MAX_DEPTH:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.depth -= deeper
             if isinstance(node, yaml.ScalarNode):  # whose escapes may be halves of characters
                 node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "backslashreplace")
-                continue
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
-            first = {key.value: key for key in reversed(keys)}
-            if twice := [key for key in keys if first[key.value] is not key]:
-                raise InputError(f"{where}:{twice[0].start_mark.line + 1}: {shorten(twice[0].value)} is there twice")
-            nodes += [inner for pair in pairs for inner in pair] or node.value
-        return None if root is None else loader.construct_document(root)
+            if isinstance(node, yaml.MappingNode):
+                keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                first = {key.value: key for key in reversed(keys)}
+                if twice := [key for key in keys if first[key.value] is not key]:
+                    line, name = twice[0].start_mark.line + 1, shorten(twice[0].value)
+                    raise InputError(f"{where}:{line}: {name} is there twice")
+            return node
+
+    try:
+        return Loader(text).get_single_data()
     except InputError:
         raise
     except yaml.YAMLError as error:

@@ -491,7 +491,7 @@ def test_labels_are_found_in_either_spelling(tmp_path: Path) -> None:
         ("path: /\ntrain: ['.', /]", "names '.', which is not there.*\n.*names '/', in which it lies"),
         ("train: disk", "names 'disk', in which it lies; give a folder of images"),
         ("train: /dev/zero", "names '/dev/zero', which is neither a file nor a folder"),
-        ("train: list.txt", r"list\.txt:1: names 'images', which is not a file"),
+        ("train: list.txt", r"list\.txt:1: names 'images', which is a folder, not a file"),
         (f"train: {'a' * 3000}", rf"names '{'a' * 58}…, which is not there"),
         (f"path: {'a' * 3000}\ntrain: b", "names 'b', which is not there"),
     ],

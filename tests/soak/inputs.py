@@ -135,7 +135,7 @@ def _wrong_error(text: str, folder: Path) -> str:
         return f"an error of {len(lines)} lines, the longest of {max(map(len, lines))} characters: {text[:200]!a}"
     if bad := [one for one in text if one != "\n" and unicodedata.category(one) in ("Cc", "Cs")]:
         return f"an error with {bad[0]!a}: {text[:200]!a}"
-    if not re.search(r"write_\w+|\.(txt|xml|json|jsonl|yaml|data|names)\b|label_2|labels/|/a\b|/b\b", text):
+    if not re.search(r"^/|write_\w+|\.(txt|xml|json|jsonl|yaml|data|names)\b|label_2|labels/|^[ab]/", text):
         return f"an error that names no file: {text[:200]!a}"
     return ""
 

@@ -22,7 +22,7 @@ from tinydet.reading import LARGEST, paused_gc, read_json
 # Other kinds of COCO's annotations, which lie beside those of objects.
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 IMAGE_FOLDERS = ("images", "imgs", "img", "data", "jpegimages")  # that may hold a folder for each split
-SAMPLE = 1000  # file names that tell where the images are
+SAMPLE, MAX_FOLDERS = 1000, 30  # file names that tell where the images are; folders of another machine in each
 MAX_FILE_NAME, MAX_SIDE = 1000, 10**6  # characters, all names being held in as many; pixels
 NUMBERS = {int, float}  # JSON's; a bool is not one
 
@@ -83,7 +83,7 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
     slashed = (name.replace("\\", "/") for name in file_names)
     names = [PurePosixPath(name).parts if "/" in name else (name,) for name in slashed]  # pathlib takes its time
     sample, looked = names[:: -(-len(names) // SAMPLE)], list[str]()
-    starts = range(max(map(len, sample)))
+    starts = range(min(MAX_FOLDERS, max(map(len, sample))))
     for folders in _image_folders(path):
         looked += map(str, folders)
         hits = {

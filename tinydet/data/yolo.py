@@ -121,7 +121,7 @@ def _read_data(file: Path) -> dict[str, Any]:
     content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
     if not content.get("names"):
         raise InputError(f"{short_path(file)}: has no line names = FILE")
-    names = _read_names(_resolve(file.parent, content["names"], where=short_path(file)))
+    names = _read_names(_resolve_file(file.parent, content["names"], where=short_path(file)))
     return {**content, "nc": content.get("classes"), "names": names}
 
 
@@ -152,6 +152,13 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     return path
 
 
+def _resolve_file(base: Path, place: str, *, where: str) -> Path:
+    """Find a file as `_resolve` does, which finds folders too."""
+    if isdir(path := _resolve(base, place, where=where)):
+        raise InputError(f"{where}: names {quoted(place.strip())}, which is a folder, not a file")
+    return path
+
+
 def _is_foreign(part: str, base: Path) -> bool:
     """Say whether the first part of a path may be a folder of another machine; that of a split is none."""
     return part in ("/", "..") or not (exists(base / part) or split_of(part))
@@ -166,9 +173,7 @@ def _list_images(base: Path, place: str, *, file: Path, errors: list[InputError]
         return list_files(path, IMAGE_SUFFIXES, recursive=True)
 
     def find(line: str, *, where: str) -> Path:
-        if not (image := _resolve(path.parent, line, where=where)).is_file():
-            raise InputError(f"{where}: names {quoted(line.strip())}, which is not a file")
-        return image
+        return _resolve_file(path.parent, line, where=where)
 
     return [*parse_lines(path, find, on_error=errors.append).values()]
 
