@@ -107,8 +107,17 @@ def mutated_inputs(rng: random.Random, folder: Path) -> Iterator[tuple[str, Call
         path.write_bytes(kind.files[path])
 
 
+class TooLong(BaseException):
+    """What ends a reader that takes too long; no reader passes over it."""
+
+
+def _stop(*_: object) -> None:
+    raise TooLong(f"more than {SECONDS} seconds")
+
+
 def fault(read: Callable[[], object], folder: Path) -> str:
-    """Read an input, and say what is wrong with what came of it; nothing if it held."""
+    """Read an input, in the main thread, and say what is wrong with what came of it; nothing if it held."""
+    signal.signal(signal.SIGALRM, _stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         with warnings.catch_warnings():
@@ -116,7 +125,7 @@ def fault(read: Callable[[], object], folder: Path) -> str:
             check(read())
     except InputError as error:
         return _wrong_error(str(error), folder)
-    except Exception as error:
+    except (Exception, TooLong) as error:
         trace, places = error.__traceback__, []
         while trace:
             code = trace.tb_frame.f_code
