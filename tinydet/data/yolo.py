@@ -24,7 +24,7 @@ from tinydet.errors import InputError, NotFoundError, OnError, list_names, quote
 from tinydet.files import PathLike, composed, list_files, short_path
 from tinydet.reading import check_field, parse_lines, read_text, read_yaml
 
-MAX_ERRORS = 5  # in lists of images, that are shown
+MAX_ERRORS, MAX_PARTS = 5, 100  # that are shown of lists of images; of a path of another machine
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
 # What is read of a data.yaml.
@@ -140,7 +140,7 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     parts = PurePosixPath(place.strip().replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
-    while parts and not exists(path) and _is_foreign(parts[0], base):
+    while 0 < len(parts) < MAX_PARTS and not exists(path) and _is_foreign(parts[0], base):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
