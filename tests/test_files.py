@@ -1,6 +1,5 @@
 """Files are written whole or not at all, and what cannot be read is named."""
 
-import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -8,19 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.full_disk import largest_file
-from tinydet.errors import InputError, raise_error, try_call
-from tinydet.files import (
-    atomic_write,
-    match_paths,
-    parse_float,
-    parse_lines,
-    paused_gc,
-    read_json,
-    read_text,
-    read_yaml,
-    short_path,
-    write_file,
-)
+from tinydet.errors import InputError
+from tinydet.files import atomic_write, list_files, match_paths, write_file
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -113,64 +101,6 @@ def test_two_processes_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_text_is_read_by_lines(tmp_path: Path) -> None:
-    path = tmp_path / "folder/a.txt"
-    path.parent.mkdir()
-    path.write_bytes("\ufeffä b\r\n\nc\n\n \n".encode())
-    assert parse_lines(path, lambda line, *, where: (line, where)) == {
-        n: (line, f"folder/a.txt:{n}") for n, line in enumerate(["ä b", "", "c"], start=1) if line
-    }
-    path.write_bytes("ä b\nc".encode("utf-16"))
-    assert read_text(path) == "ä b\nc"
-    for content in (b"a\n\xe4", "a\nb".encode("utf-16-be"), b"a\n\xff\xfe\x00"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"^folder/a\.txt:\d: not UTF-8 text; save it as UTF-8$"):
-            read_text(path)
-    errors: list[InputError] = []
-    assert parse_lines(path, lambda line, *, where: line, on_error=errors.append) == {}
-    assert len(errors) == 1
-    with pytest.raises(InputError, match=r"gone\.txt: No such file"):
-        read_text(tmp_path / "gone.txt")
-    assert short_path("/x/y/z.txt") == "y/z.txt"
-
-
-def test_json_that_breaks_off_is_named_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"a": [1, 2.5]}')
-    assert read_json(path) == {"a": [1, 2.5]}
-    path.write_text('{"a":\n [1, ')
-    with pytest.raises(InputError, match=r"a\.json:2: not JSON \(.*, character 6\)"):
-        read_json(path)
-
-
-@pytest.mark.parametrize(("word", "said"), [("1,5", "is not a number ('1,5')"), ("-inf", "is not finite ('-inf')")])
-def test_numbers(word: str, said: str) -> None:
-    assert parse_float("-1.5e2", where="a.txt:1") == -150
-    with pytest.raises(InputError) as raised:
-        parse_float(word, where="a.txt:1: x1")
-    assert str(raised.value) == f"a.txt:1: x1 {said}"
-
-
-def test_errors_are_raised_or_collected() -> None:
-    def fail(text: str, *, on_error: str = "") -> int:
-        raise InputError(text + on_error)
-
-    with pytest.raises(InputError, match=r"^wrong$"):
-        try_call(raise_error, fail, "wrong")
-    errors: list[InputError] = []
-    assert try_call(errors.append, fail, "wrong", on_error="!") is None
-    assert [str(error) for error in errors] == ["wrong!"]
-    assert try_call(errors.append, int, "12") == 12
-    with pytest.raises(ValueError, match="invalid literal"):
-        try_call(errors.append, int, "x")
-
-
-def test_the_garbage_collector_is_as_it_was() -> None:
-    with paused_gc():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-
-
 NAMES = ["cam1/0001.jpg", "cam2\\0001.jpg", "a/cam2/0002.jpg", "b/cam2/0002.jpg", "0003.jpg"]
 
 
@@ -207,18 +137,26 @@ def test_paths_without_a_name_of_their_own_are_errors(paths: list[str], said: st
         match_paths(paths, NAMES)
 
 
-def test_yaml_is_plain_values(tmp_path: Path) -> None:
-    path = tmp_path / "data.yaml"
-    path.write_text("names: [yes, 007]\nnc: 2\n")
-    assert read_yaml(path, as_text=True) == {"names": ["yes", "007"], "nc": "2"}
-    assert read_yaml(path) == {"names": [True, 7], "nc": 2}
-    laughs = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
-    for text, said in (
-        (laughs, r":2: \*a0 stands for another value"),
-        ("[" * 5000 + "]" * 5000, ": not YAML that can be read"),
-        ("a: [", ":1: not YAML"),
-        ("a: 1\nb: 2\na: 3", ":3: a is there twice"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=said):
-            read_yaml(path)
+def test_links_up_and_whole_disks_are_not_walked(tmp_path: Path) -> None:
+    folder = tmp_path / "set/images"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    for place in (folder, folder / "inner", tmp_path / "far", tmp_path / "set", tmp_path):
+        (place / "a.png").touch()
+    links = {"far": tmp_path / "far", "up": tmp_path, "self": folder, "again": folder / "inner", "disk": Path("/")}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    found = [path.relative_to(folder).as_posix() for path in list_files(folder, [".png"], recursive=True)]
+    assert found in [["a.png", "again/a.png", "far/a.png"], ["a.png", "far/a.png", "inner/a.png"]]
+    for place in (Path("/"), folder / "disk"):
+        with pytest.raises(InputError, match="all of a disk; give the folder of the files themselves"):
+            list_files(place, [".png"], recursive=True)
+    list_files("/", [".png"])
+
+
+def test_the_number_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinydet.files.MAX_FOLDERS", 3)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="more than 3 folders; give the folder of the files themselves"):
+        list_files(tmp_path, [".png"], recursive=True)

@@ -1,16 +1,26 @@
 """Errors about the user's input, and how readers collect them."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Control characters, those that end a line or turn its direction, and halves of characters, which no encoding has.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+BRIEF = reprlib.Repr()  # never deeper than a few lists, or longer than a few of their items
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxlong, BRIEF.maxother = 3, 10**9, 100, 100
+MAX_WORD = 60  # characters of a word in a message
+MAX_CHOICES = 1000  # that are compared with a word for the most similar one
 
 
 class InputError(ValueError):
     """An error in what the user gave: names the file, the line and the value; the command line exits with status 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(visible, message.split("\n"))))
 
 
 class NotFoundError(InputError):
@@ -40,12 +50,28 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda one: repr(one[0])[1:-1], text)
 
 
+def shorten(text: str, *, most: int = MAX_WORD) -> str:
+    """Cut a text, its control characters visible, at a number of characters."""
+    text = visible(text[: most + 1])
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def quoted(value: object) -> str:
+    """Quote a value that a file holds, of any type, length and depth, as Python writes it; cut at 60 characters."""
+    return shorten(BRIEF.repr(value))
+
+
 def list_some(texts: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
-    """List the first of many texts, and three dots for others."""
-    return between.join([*texts[:most], *(["..."] if len(texts) > most else [])])
+    """List the first of many texts, each cut at 100 characters, and three dots for others."""
+    return between.join([*(shorten(text, most=100) for text in texts[:most]), *(["..."] if len(texts) > most else [])])
+
+
+def list_names(names: Iterable[str]) -> str:
+    """List names of classes, cut at 200 characters."""
+    return shorten(", ".join(names), most=200)
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
     """End a message with the most similar choice, "; did you mean lite0?", or with nothing where none is similar."""
-    found = get_close_matches(str(value).lower(), [*choices], n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = get_close_matches(str(value)[:MAX_WORD].lower(), [*islice(choices, MAX_CHOICES)], n=1)
+    return f"; did you mean {shorten(found[0])}?" if found else ""

@@ -1,23 +1,19 @@
-"""Reading text with errors that name the file and the line, and writing files that are whole or not there."""
+"""Find files and folders, match names of images, and write files that are whole or not there."""
 
-import codecs
 import errno
-import gc
 import io
-import json
-import math
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from tinydet.errors import InputError, OnError, raise_error, try_call
+from tinydet.errors import InputError, OnError, quoted, raise_error, shorten
 
 PathLike = str | os.PathLike[str]
-T = TypeVar("T")
+MAX_FOLDERS = 100_000  # in a folder of images
 PARTIAL = ".partial"
 MAX_NAME = 247  # bytes of a name that can have that at its end
 
@@ -109,13 +105,24 @@ def composed(name: str) -> str:
 
 
 def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
-    """List the files of a folder by suffix, in any case, in order; links are followed, hidden files passed over."""
-    files, seen = list[Path](), set[str]()
+    """List the files of a folder by suffix, in any case, in order; links are followed, hidden files passed over.
+
+    With `recursive` links to the folder itself or to one above are passed over, which would lead through all the disk.
+
+    Raises:
+        InputError: it is a whole disk, or there are more than 100,000 folders in it.
+    """
+    files, seen, top = list[Path](), set[str](), ""
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:
+        top = top or real
+        if recursive and top == os.path.dirname(top):
+            raise InputError(f"{folder}: all of a disk; give the folder of the files themselves")
+        if real in seen or (f"{top}/".startswith(f"{real.rstrip('/')}/") and real != top):
             names = folders[:] = []
         seen.add(real)
+        if len(seen) > MAX_FOLDERS:
+            raise InputError(f"{folder}: more than {MAX_FOLDERS:,} folders; give the folder of the files themselves")
         folders[:] = [name for name in folders if recursive and not name.startswith((".", "__MACOSX"))]
         files += [Path(place, name) for name in names if name[0] != "." and name[name.rfind(".") :].lower() in suffixes]
     return sorted(files)
@@ -142,7 +149,9 @@ def files_by_stem(
     for path in list_files(folder, suffixes, recursive=recursive):
         name = composed(path.relative_to(folder).with_suffix("").as_posix())
         if (first := paths.setdefault(name, path)) != path:
-            on_error(InputError(f"{folder}: {name!r} is there twice, {first.name} and {path.name}"))
+            on_error(
+                InputError(f"{folder}: {quoted(name)} is there twice, {shorten(first.name)} and {shorten(path.name)}")
+            )
     return paths
 
 
@@ -171,7 +180,7 @@ def match_paths(paths: Sequence[PathLike], names: Sequence[str]) -> list[int]:
     for path in paths:
         end = next((end for end in _endings(path) if end in rows), ())
         if not end:
-            raise InputError(f"{path}: the annotations have no image {Path(path).name!r}")
+            raise InputError(f"{path}: the annotations have no image {quoted(Path(path).name)}")
         row, *others = rows[end]
         if others:
             raise InputError(f"{path}: may be {names[row]} or {names[others[0]]} of the annotations")
@@ -187,86 +196,3 @@ def _endings(path: PathLike) -> list[tuple[str, ...]]:
     """List the last parts of a path, first all of them, last the file name alone."""
     parts = tuple(os.fspath(path).replace("\\", "/").split("/"))
     return [parts[i:] for i in range(len(parts))]
-
-
-def read_text(path: PathLike) -> str:
-    """Read a text file, UTF-8 or with a mark of UTF-16; raise InputError if it cannot be read or is neither."""
-    try:
-        content = Path(path).read_bytes()
-        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
-        good = len(text.partition("\0")[0].encode()) if "\0" in text else None
-    except UnicodeDecodeError as error:
-        good = error.start
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if good is not None:
-        line = content[:good].count(b"\n") + 1
-        raise InputError(f"{short_path(path)}:{line}: not UTF-8 text; save it as UTF-8")
-    return text
-
-
-def parse_lines(path: PathLike, parse: Callable[..., T], *args: Any, on_error: OnError = raise_error) -> dict[int, T]:
-    """Map the numbers of a file's lines, but for blank ones, to `parse(line, *args, where=file:number)`."""
-    lines, where = enumerate((try_call(on_error, read_text, path) or "").splitlines(), start=1), short_path(path)
-    tried = ((n, try_call(on_error, parse, line, *args, where=f"{where}:{n}")) for n, line in lines if line.strip())
-    return {n: parsed for n, parsed in tried if parsed is not None}
-
-
-def read_json(path: PathLike) -> Any:
-    """Read a JSON file as `read_text` does; the error where it is not JSON names the line and the character."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{short_path(path)}:{error.lineno}"
-        raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists in lists
-        raise InputError(f"{short_path(path)}: not JSON that can be read ({error})") from None
-
-
-def read_yaml(path: PathLike, *, as_text: bool = False) -> Any:
-    """Read a YAML file as `read_json` reads JSON; with `as_text` all values are as they are written."""
-    import yaml  # comes with albumentations
-
-    text = read_text(path)
-    try:
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):
-            if isinstance(event, yaml.AliasEvent):  # of aliases of aliases a file of nine lines fills the memory
-                line = event.start_mark.line + 1
-                raise InputError(f"{short_path(path)}:{line}: *{event.anchor} stands for another value; write that out")
-        loader = (yaml.BaseLoader if as_text else yaml.SafeLoader)(text)
-        root = loader.get_single_node()
-        keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-        for i, key in enumerate(keys):
-            if key.value in [other.value for other in keys[:i]]:
-                raise InputError(f"{short_path(path)}:{key.start_mark.line + 1}: {key.value} is there twice")
-        return None if root is None else loader.construct_document(root)
-    except RecursionError:
-        raise InputError(f"{short_path(path)}: not YAML that can be read (lists in lists in lists)") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{short_path(path)}{line}: not YAML ({problem or str(error).splitlines()[0]})") from None
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause the search for cycles, which millions of new objects of a JSON file would start again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def parse_float(word: str, *, where: str) -> float:
-    """Parse one finite number; `where` begins the message of the InputError where it is not one."""
-    try:
-        value = float(word if "_" not in word else "")  # Python's own digits may be grouped
-    except ValueError:
-        raise InputError(f"{where} is not a number ({word!r})") from None
-    if not math.isfinite(value):
-        raise InputError(f"{where} is not finite ({word!r})")
-    return value

@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of tinydet/templates; what is put into it is escaped."""
+    """Render a template of tinydet/templates; what is put into it is escaped, halves of characters too."""
     loader = PackageLoader("tinydet")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return pages.get_template(template).render(values)
+    return pages.get_template(template).render(values).encode(errors="backslashreplace").decode()
 
 
 def data_uri(save: Callable[..., Any], media_type: str, **options: Any) -> str:

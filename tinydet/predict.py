@@ -6,16 +6,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
+from os.path import exists, isdir
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
 from tinydet.draw import count_text, save_jpeg
-from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, read_text, write_file
+from tinydet.errors import InputError, OnError, list_names, raise_error, try_call
+from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, write_file
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
+from tinydet.reading import read_text
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
 LINES = "predictions.jsonl"
@@ -25,11 +27,9 @@ RUN_FILES = ("last.pt", "best.pt", "metrics.jsonl", "config.json")
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
     """Collect the image files of files, folders and globs; report those whose header is not that of an image."""
     images: list[Path] = []
-    for given in map(Path, paths):
-        matching = [given] if given.exists() else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
-        found = [
-            image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if path.is_dir() else [path])
-        ]
+    for given in map(Path, paths):  # whose own methods raise where it is too long
+        matching = [given] if exists(given) else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
+        found = [image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if isdir(path) else [path])]
         if not found:
             raise InputError(f"{given}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
         images += found
@@ -80,8 +80,8 @@ def coco_ids(annotations: PathLike, images: Sequence[Path], *, classes: Sequence
     known = {name.lower(): id_ for id_, name in file.categories.items()}
     categories = {name: known[name.lower()] for name in classes if name.lower() in known}
     if not categories:
-        there = ", ".join(file.categories.values())
-        raise InputError(f"{annotations}: there is no category {', '.join(classes)}; they are {there}")
+        there = list_names(file.categories.values())
+        raise InputError(f"{annotations}: there is no category {list_names(classes)}; they are {there}")
     return CocoIds(dict(zip(images, file.image_ids[rows].tolist(), strict=True)), categories)
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinydet.data.coco_file import LARGEST, parse_bbox, parse_id, read_coco
+from tinydet.data.coco_file import parse_bbox, parse_id, read_coco
 from tinydet.data.dataset import as_annotations
 from tinydet.data.kitti import KITTI_CLASSES, KittiDataset, KittiObjects, find_kitti, kitti_labels, read_kitti_objects
-from tinydet.errors import InputError, list_some
+from tinydet.errors import InputError, list_some, quoted
 from tinydet.evaluation import coco_numbers
-from tinydet.files import PathLike, files_by_stem, read_json, short_path
+from tinydet.files import PathLike, files_by_stem, short_path
 from tinydet.metrics.coco import CocoResult, CocoTruth, crowded_notes
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.ops.boxes import xyxy_to_xywh
+from tinydet.reading import LARGEST, check_field, read_json
 
 Evaluation = tuple[dict[str, Any], list[str]]  # numbers, and notes on the files, a sentence each
 
@@ -41,22 +42,19 @@ def evaluate_files(
 def _evaluate_coco(data: PathLike, predictions: PathLike) -> Evaluation:
     """Compute the AP of a file of COCO results."""
     truth, content = read_coco(data, needs_files=False), read_json(predictions)
-    if not isinstance(content, list):
-        raise InputError(f"{short_path(predictions)}: not COCO results; there must be a list of detections")
+    check_field(content, [dict], where=f"{short_path(predictions)}: detections")
     images, labels = ({i: n for n, i in enumerate(ids)} for ids in (truth.image_ids.tolist(), truth.categories))
     rows = []
     for n, one in enumerate(content):
         where = f"{short_path(predictions)}: detection number {n}"
-        if not isinstance(one, dict):
-            raise InputError(f"{where} is not an object ({one!r})")
         values: list[Any] = [one.get(key) for key in ("image_id", "category_id", "score")]
         (image, category), score = map(parse_id, values[:2]), values[2]
         if image not in images:
-            raise InputError(f"{where}: image_id {values[0]!r} is not among the annotated images")
+            raise InputError(f"{where}: image_id {quoted(values[0])} is not among the annotated images")
         if category is None:
-            raise InputError(f"{where}: category_id {values[1]!r} must be a number or text")
+            raise InputError(f"{where}: category_id {quoted(values[1])} must be a number or text")
         if type(score) not in (int, float) or not abs(score) < LARGEST:
-            raise InputError(f"{where}: score {repr(score)[:80]} is not a finite number")
+            raise InputError(f"{where}: score {quoted(score)} is not a finite number")
         box = parse_bbox(one.get("bbox"), where=where)
         if category in labels:
             rows.append([images[image], labels[category], *box, score])

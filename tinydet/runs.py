@@ -1,20 +1,23 @@
 """Read runs/: a table of its runs, and two of them side by side."""
 
-import json
-import math
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinydet.errors import InputError, try_call
-from tinydet.files import PathLike, read_json, read_text, short_path
+from tinydet.errors import InputError, shorten, try_call
+from tinydet.files import PathLike, short_path
+from tinydet.reading import check_field, parse_json, read_json, read_text
 from tinydet.training.schedule import best_row
 
 Row = dict[str, Any]
-WIDTH = 80  # of a terminal, in characters
+WIDTH, MIN_WIDTH = 80, 20  # of a terminal and of a setting in it, in characters
 MAX_CLASS_COLUMNS = 6  # of a table
 MAX_EPOCHS = 8  # of both runs, in a comparison
+# What is read of config.json and of a row of metrics.jsonl.
+CONFIG = {"settings": {"data": str}, "model": {"name": str}, "weights": str}
+ROW = {"epoch": float, "metric": str, "ap": float, "ap_by_class": {str: (float, None)}}
+ROW |= {"train": {"total": float}, "val": {"total": float}, "train_seconds": float, "val_seconds": float}
 
 
 class Run(NamedTuple):
@@ -56,33 +59,14 @@ def read_run(path: PathLike) -> Run:
     for name, problem in (("config.json", "not the folder of a run"), ("metrics.jsonl", "no epoch is done")):
         if not (path / name).is_file():
             raise InputError(f"{short_path(path)}: {problem}; {name} is missing")
-    config, where = read_json(path / "config.json"), short_path(path / "metrics.jsonl")
-    try:
-        settings, model, weights = dict(config["settings"]), dict(config["model"]), str(config["weights"])
-        _ = settings["data"], model["name"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{short_path(path / 'config.json')}: not the config of a run ({error!r})") from None
-    lines = read_text(path / "metrics.jsonl").splitlines()
-    if not lines:
-        raise InputError(f"{where}: empty, no epoch is done")
-    return Run(path, settings, model, weights, [_parse_row(x, where=f"{where}:{i}") for i, x in enumerate(lines, 1)])
-
-
-def _parse_row(text: str, *, where: str) -> Row:
-    """Parse a line of metrics.jsonl, and check what is read of it here."""
-    try:
-        row = json.loads(text)
-        numbers = [row["epoch"], row["ap"], row["train_seconds"], row["val_seconds"]]
-        numbers += [row["train"]["total"], row["val"]["total"]]
-        numbers += [ap for ap in row["ap_by_class"].values() if ap is not None]
-        _ = row["metric"] + ""
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno})") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: not the row of an epoch ({error!r})") from None
-    if wrong := [number for number in numbers if type(number) not in (int, float) or not math.isfinite(number)]:
-        raise InputError(f"{where}: not the row of an epoch ({wrong[0]!r} is no number)")
-    return row
+    config, metrics = read_json(path / "config.json"), path / "metrics.jsonl"
+    check_field(config, CONFIG, where=short_path(path / "config.json"))
+    rows = [parse_json(text, path=metrics, line=n) for n, text in enumerate(read_text(metrics).splitlines(), start=1)]
+    for n, row in enumerate(rows, start=1):
+        check_field(row, ROW, where=f"{short_path(metrics)}:{n}")
+    if not rows:
+        raise InputError(f"{short_path(metrics)}: empty, no epoch is done")
+    return Run(path, config["settings"], config["model"], config["weights"], rows)
 
 
 def list_runs(folder: PathLike) -> list[RunEntry]:
@@ -138,11 +122,11 @@ def comparison(compared: Comparison) -> str:
     for run, row in zip(runs, best, strict=True):
         numbers = [*_class_aps(row, classes), f"{row['ap']:.1f}", *(f"{row[x]['total']:.3f}" for x in ("train", "val"))]
         columns += [[f"{row['epoch']} of {len(run.rows)}", *numbers, f"{run.minutes:.0f}"]]
-    width = (WIDTH - 4 - max(map(len, ["setting", *compared.differences]))) // 2
+    width = max(MIN_WIDTH, (WIDTH - 4 - max(map(len, ["setting", *compared.differences]))) // 2)
     settings = [[name, *_shorten(*map(_text, pair), width=width)] for name, pair in compared.differences.items()]
     tables = [
         [f"A  {compared.a.path}", f"B  {compared.b.path}", ""],
-        [f"mean {' and '.join(dict.fromkeys(row['metric'] for row in best))}, %"],
+        [f"mean {' and '.join(dict.fromkeys(shorten(row['metric']) for row in best))}, %"],
         [*table_lines([["epoch", "A", "B"], *by_epoch]), ""],
         [*table_lines([["", "A", "B"], *zip(*columns, strict=True)]), ""],
         table_lines([["setting", "A", "B"], *settings], left=(0, 1, 2)) if settings else ["no setting differs"],
@@ -156,7 +140,8 @@ def class_columns(classes: Sequence[str]) -> Sequence[str]:
 
 
 def table_lines(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """Format rows as lines, the columns in `left` flush left, others right."""
+    """Format rows as lines, the columns in `left` flush left, others right; a cell is cut at 200 characters."""
+    rows = [[shorten(cell, most=200) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
     return ["  ".join(row).rstrip() for row in cells]

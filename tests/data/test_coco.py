@@ -185,6 +185,21 @@ def test_a_folder_without_annotations(tmp_path: Path) -> None:
             {"images": [{"id": 2, "file_name": "p2.png", "width": 80.5, "height": 60}], "annotations": []},
             "image 2: width 80.5 and height 60 must be whole numbers from 1",
         ),
+        (
+            {"images": [{"id": 2, "file_name": "p2.png", "width": 10**9, "height": 60}], "annotations": []},
+            "image 2: width 1000000000 and height 60 must be whole numbers from 1 to 1000000",
+        ),
+        (
+            {"images": [{"id": 10**400, "file_name": "a"}]},
+            r"image number 0 has no id.*'id': 1000",
+        ),
+        ({"images": [{"id": 2, "file_name": "a" * 1001}]}, "image 2: file_name is longer than 1000 characters"),
+        (
+            {"annotations": [annotation(8, 2, 3, [1, 1, 10**400, 2])]},
+            r"annotation 8: bbox \[1, 1, 100.*… has a",
+        ),
+        ({"annotations": [annotation(8, 2, 3, [1, 1, True, 2])]}, "annotation 8: bbox must be"),
+        ({"annotations": [annotation(8, {"a": 2}, 3, [1, 1, 2, 2])]}, "annotation 8: image_id {'a': 2} is not among"),
         ({"images": []}, "annotation 1: image_id 2 is not among"),
         ({"images": [], "annotations": []}, "there are no images"),
     ],

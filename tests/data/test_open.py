@@ -1,11 +1,14 @@
 """What a path holds is told by what is there."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.data.test_coco import content, write_coco
+from tests.data.test_voc import TWO, write_voc
 from tests.data.test_yolo import LABELS, YAML, write_yolo
 from tests.kitti_folders import write_kitti
 from tinydet.data.open import open_dataset
@@ -81,3 +84,40 @@ def test_errors_of_every_kind_may_be_collected(tmp_path: Path) -> None:
         assert len(dataset) >= 3
         with pytest.raises(InputError):
             open_dataset(path, "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("kitti/training/label_2/000001.txt", os.mkfifo),
+        ("voc/Annotations/a.xml", os.mkfifo),
+        ("yolo/data.yaml", os.mkfifo),
+        ("yolo/labels/train/a.txt", os.mkfifo),
+        ("yolo/labels/train/a.txt", os.mkdir),
+        ("a.json", os.mkfifo),
+        ("a.json", os.mkdir),
+    ],
+)
+def test_a_pipe_or_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    write_kitti(tmp_path / "kitti", 4)
+    write_yolo(tmp_path / "yolo", YAML, LABELS)
+    write_voc(tmp_path / "voc", TWO)
+    write_coco(tmp_path / "a.json", content())
+    root, path = tmp_path / name.split("/")[0], tmp_path / name
+    path.unlink()
+    make(path)
+    with pytest.raises(InputError, match=f"^{path}: not a file$"):
+        open_dataset(root, "all")
+
+
+def test_names_of_classes_are_bounded(tmp_path: Path) -> None:
+    data = content(categories=[{"id": 3, "name": "c" * 201}, {"id": 90, "name": "dog"}])
+    with pytest.raises(InputError, match=rf"a\.json: a class of 201 characters, '{'c' * 58}…; it may have 200$"):
+        open_dataset(write_coco(tmp_path / "a.json", data), "all")
+    data["categories"][0]["name"] = "c" * 200
+    assert open_dataset(write_coco(tmp_path / "a.json", data), "all").classes == ("c" * 200, "dog")
+    yolo = write_yolo(tmp_path / "yolo", YAML, LABELS)
+    (yolo / "data.yaml").unlink()
+    (yolo / "classes.txt").write_text("".join(f"class {i}\n" for i in range(100_001)))
+    with pytest.raises(InputError, match=r"yolo/classes\.txt: 100,001 classes; there may be 100,000$"):
+        open_dataset(yolo)

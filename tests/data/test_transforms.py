@@ -114,7 +114,7 @@ def test_a_file_is_read_as_it_was_saved(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "own.json: not transforms as albumentations.save writes them; there is no 'transform'$"),
+        ("[]", r"own.json: transforms as albumentations.save writes them must be an object, got \[\]$"),
         ("{", r"own.json:1: not JSON"),
         ('{"transform": {"__class_fullname__": "Blurr", "p": 1}}', r"own.json: not transforms .*KeyError: 'Blurr'\)$"),
         ('{"transform": {"__class_fullname__": "Blur", "wings": 2, "p": 1}}', "own.json: not transforms .*wings"),

@@ -99,14 +99,14 @@ def test_without_val_blocks_are_drawn(tmp_path: Path) -> None:
         ("names: [cat", r"data\.yaml:1: not YAML \(expected ',' or '\]', but got"),
         ("train: images", r"data\.yaml: not a YOLO data file; it has no names"),
         ("names: {1: cat}\ntrain: images", "names must be numbered from 0 without gaps"),
-        ("names: cat\ntrain: images", "names must be a list of classes, got 'cat'"),
+        ("names: cat\ntrain: images", "names must be a list or an object, got 'cat'"),
         ("names: [cat]\nnc: 2\ntrain: images", "nc is 2, and there are 1 names"),
         ("names: [cat]", "has neither train nor val; add the folders of their images"),
         ("names: [cat]\ntrain: photos", "names 'photos', which is not there; looked for "),
         ("names: [cat, dog]\ntrain: list.txt", r"list\.txt:2: names 'gone\.png', which is not there"),
         ("!!python/object/apply:os.system ['true']", "not a YOLO data file"),
         ("names: [cat, Cat]\ntrain: images", "two classes are called 'cat'"),
-        ("names: [cat]\nkpt_shape: 17\ntrain: images", r"kpt_shape must be \[keypoints, numbers of each\], got '17'"),
+        ("names: [cat]\nkpt_shape: 17\ntrain: images", "kpt_shape must be a list or nothing, got '17'"),
     ],
 )
 def test_what_is_wrong_with_data_yaml_is_named(tmp_path: Path, yaml: str, said: str) -> None:
@@ -364,8 +364,8 @@ def test_files_of_other_programs_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("kpt_shape: [[17, 3], 2]", "kpt_shape must be"),
-        ("path: [a, b]", "path must be one folder, got"),
+        ("kpt_shape: [[17, 3], 2]", r"kpt_shape: number 0 must be text, got \['17', '3'\]"),
+        ("path: [a, b]", r"path must be text or nothing, got \['a', 'b'\]"),
         ("kpt_shape: {a: 2}", "kpt_shape must be"),
     ],
 )
@@ -481,3 +481,24 @@ def test_labels_are_found_in_either_spelling(tmp_path: Path) -> None:
     (root / "labels/train").mkdir(exist_ok=True)
     (root / "labels/train" / normalize("NFC", "é.txt")).write_text("0 .5 .5 .1 .1\n")
     assert YoloDataset(root).labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("train: /", "names '/', in which it lies; give a folder of images"),
+        ("train: ..", "names '..', in which it lies; give a folder of images"),
+        ("path: /\ntrain: ['.', /]", "names '.', which is not there.*\n.*names '/', in which it lies"),
+        ("train: disk", "names 'disk', in which it lies; give a folder of images"),
+        ("train: /dev/zero", "names '/dev/zero', which is neither a file nor a folder"),
+        ("train: list.txt", r"list\.txt:1: names 'images', which is a folder, not a file"),
+        (f"train: {'a' * 3000}", rf"names '{'a' * 58}…, which is not there"),
+        (f"path: {'a' * 3000}\ntrain: b", "names 'b', which is not there"),
+    ],
+)
+def test_what_is_no_folder_of_images_is_not_walked(tmp_path: Path, yaml: str, said: str) -> None:
+    root = write_yolo(tmp_path / "set", f"{yaml}\nnames: [cat, dog]", LABELS)
+    (root / "disk").symlink_to("/")
+    (root / "list.txt").write_text("images\n")
+    with pytest.raises(InputError, match=said):
+        YoloDataset(root)

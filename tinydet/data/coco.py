@@ -15,7 +15,7 @@ from tinydet.data.dataset import (
 )
 from tinydet.data.images import read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, of_split, resolve_classes
-from tinydet.errors import InputError, OnError, raise_error, try_call
+from tinydet.errors import InputError, OnError, raise_error, shorten, try_call
 from tinydet.files import PathLike, short_path
 from tinydet.labels import BACKGROUND, IGNORE
 
@@ -58,7 +58,7 @@ class CocoDataset(DetectionDataset):
         for i in np.flatnonzero((sizes[:, 0] == 0) | ~there).tolist():
             sizes[i] = try_call(on_error, read_size, paths[i]) or 0
         for i in (i for i, image in enumerate(paths) if first[image] != i):
-            ids = " and ".join(str(file.image_ids[drawn[k]]) for k in (first[paths[i]], i))
+            ids = " and ".join(shorten(str(file.image_ids[drawn[k]])) for k in (first[paths[i]], i))
             on_error(InputError(f"{self._file}: images {ids} are one file, {short_path(paths[i])}"))
             sizes[i] = 0
         usable = np.flatnonzero(sizes[:, 0])
@@ -107,7 +107,7 @@ class CocoDataset(DetectionDataset):
         return f"{self._file}: annotation {line if line >= 0 else f'number {-1 - line}'}"
 
     def _stated_by(self, index: int) -> str:
-        return f"{self._file}: image {self.image_ids[index]}"
+        return f"{self._file}: image {shorten(str(self.image_ids[index]))}"
 
 
 def repeated_regions(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> np.ndarray:

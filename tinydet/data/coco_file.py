@@ -3,6 +3,7 @@
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -14,14 +15,15 @@ import numpy as np
 
 from tinydet.data.dataset import CocoAnnotations
 from tinydet.data.splits import split_of
-from tinydet.errors import InputError, NotFoundError, OnError, list_some, raise_error, try_call
-from tinydet.files import PathLike, list_files, list_folders, paused_gc, read_json, short_path
+from tinydet.errors import InputError, NotFoundError, OnError, list_some, quoted, raise_error, try_call
+from tinydet.files import PathLike, list_files, list_folders, short_path
+from tinydet.reading import LARGEST, paused_gc, read_json
 
 # Other kinds of COCO's annotations, which lie beside those of objects.
 OTHER_TASKS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 IMAGE_FOLDERS = ("images", "imgs", "img", "data", "jpegimages")  # that may hold a folder for each split
-SAMPLE = 1000  # file names that tell where the images are
-LARGEST = 1e15  # number of a box or a score
+SAMPLE, MAX_FOLDERS = 1000, 30  # file names that tell where the images are; folders of another machine in each
+MAX_FILE_NAME, MAX_SIDE = 1000, 10**6  # characters, all names being held in as many; pixels
 NUMBERS = {int, float}  # JSON's; a bool is not one
 
 Id = int | str
@@ -81,7 +83,7 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
     slashed = (name.replace("\\", "/") for name in file_names)
     names = [PurePosixPath(name).parts if "/" in name else (name,) for name in slashed]  # pathlib takes its time
     sample, looked = names[:: -(-len(names) // SAMPLE)], list[str]()
-    starts = range(max(map(len, sample)))
+    starts = range(min(MAX_FOLDERS, max(map(len, sample))))
     for folders in _image_folders(path):
         looked += map(str, folders)
         hits = {
@@ -92,7 +94,7 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
             break
     else:
         raise InputError(
-            f"{short_path(path)}: found none of its {len(names)} images, such as {file_names[0]!r}; "
+            f"{short_path(path)}: found none of its {len(names)} images, such as {quoted(file_names[0])}; "
             f"looked in {', '.join(looked[:8])}{', ...' if len(looked) > 8 else ''}"
         )
     folder, start = max(hits, key=lambda key: hits[key])
@@ -138,7 +140,7 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "categories")):
         raise InputError(f"{path}: not COCO annotations; there must be lists of images, annotations and categories")
     if not isinstance(entries := content.get("annotations", []), list):
-        raise InputError(f"{where}: annotations must be a list, got {str(entries)[:80]}")
+        raise InputError(f"{where}: annotations must be a list, got {quoted(entries)}")
     needs = "file_name" if needs_files else "id"
     images = _by_id(content["images"], "image", needs=needs, where=where, on_error=on_error)
     categories = _by_id(content["categories"], "category", needs="name", where=where, on_error=on_error)
@@ -146,9 +148,8 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
         [] if not (group := _group(categories, entries)) else [f"{where}: {group} is left out: it groups all others"]
     )
     names = [str(one["name"]) for one in categories.values()]
-    lower = [name.lower() for name in names]
-    if twice := [name for name in lower if lower.count(name) > 1]:
-        on_error(InputError(f"{where}: two categories are called {twice[0]!r}"))
+    if twice := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
+        on_error(InputError(f"{where}: two categories are called {quoted(twice[0])}"))
     rows, labels = ({one: row for row, one in enumerate(ids)} for ids in (images, categories))
     table = array("d")
     for n, one in enumerate(entries):
@@ -174,9 +175,11 @@ def _by_id(entries: Sequence[Any], what: str, *, needs: str, where: str, on_erro
     for n, entry in enumerate(entries):
         known = parse_id(entry.get("id")) if isinstance(entry, dict) else None
         if known is None or type(entry.get(needs)) not in (str, int) or entry[needs] == "":
-            on_error(InputError(f"{where}: {what} number {n} has no id, or no {needs} ({str(entry)[:80]})"))
+            on_error(InputError(f"{where}: {what} number {n} has no id, or no {needs} ({quoted(entry)})"))
+        elif len(str(entry[needs])) > MAX_FILE_NAME:
+            on_error(InputError(f"{where}: {what} {quoted(known)}: {needs} is longer than {MAX_FILE_NAME} characters"))
         elif known in found:
-            on_error(InputError(f"{where}: two entries for one {what} have the id {known}"))
+            on_error(InputError(f"{where}: two entries for one {what} have the id {quoted(known)}"))
         else:
             found[known] = entry
     return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
@@ -191,7 +194,7 @@ def _group(categories: dict[Id, dict[str, Any]], annotations: Sequence[Any]) -> 
         return None
     if any(isinstance(one, dict) and parse_id(one.get("category_id")) == known for one in annotations):
         return None
-    return f"category {known} {categories.pop(known)['name']!r}"
+    return f"category {quoted(known)} {quoted(categories.pop(known)['name'])}"
 
 
 def parse_id(value: Any) -> Id | None:
@@ -209,38 +212,38 @@ def _size(image: dict[str, Any], *, where: str) -> tuple[int, int]:
     if None in stated:
         return 0, 0
     height, width = map(parse_id, stated)
-    if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
-        text = f"width {stated[1]!r} and height {stated[0]!r} must be whole numbers from 1"
-        raise InputError(f"{where}: image {image['id']}: {text}")
-    return height, width
+    if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (height, width)):
+        text = f"width {quoted(stated[1])} and height {quoted(stated[0])} must be whole numbers from 1 to {MAX_SIDE}"
+        raise InputError(f"{where}: image {quoted(image['id'])}: {text}")
+    return height, width  # type: ignore[return-value]
 
 
 def _annotation(one: Any, n: int, images: dict[Id, int], labels: dict[Id, int], *, where: str) -> tuple[float, ...]:
     """Check annotation number n: rows of image and category, left, top, width, height, area, crowd, id."""
     if not isinstance(one, dict):
-        raise InputError(f"{where}: annotation number {n} is not an object ({one!r})")
+        raise InputError(f"{where}: annotation number {n} is not an object ({quoted(one)})")
     number = one.get("id")
-    where = f"{where}: annotation {f'number {n}' if number is None else number}"
+    known_id = number if type(number) is int and 0 <= number < 2**53 else -1 - n
+    where = f"{where}: annotation {known_id if known_id >= 0 else f'number {n}' if number is None else quoted(number)}"
     image, category = parse_id(one.get("image_id")), parse_id(one.get("category_id"))
     for key, known, ids in (("image_id", image, images), ("category_id", category, labels)):
         if known not in ids:
-            raise InputError(f"{where}: {key} {one.get(key)!r} is not among the {key[:-3]} ids")
+            raise InputError(f"{where}: {key} {quoted(one.get(key))} is not among the {key[:-3]} ids")
     box, area, crowd = parse_bbox(one.get("bbox"), where=where), one.get("area"), one.get("iscrowd")
     area = box[2] * box[3] if area is None else area
     if type(area) not in NUMBERS or not 0 <= area < LARGEST**2:
-        raise InputError(f"{where}: area {str(area)[:80]} is not a number of square pixels")
+        raise InputError(f"{where}: area {quoted(area)} is not a number of square pixels")
     if crowd not in (None, 0, 1, "0", "1"):
-        raise InputError(f"{where}: iscrowd {crowd!r} must be 0 or 1")
-    known_id = number if type(number) is int and 0 <= number < 2**53 else -1 - n
+        raise InputError(f"{where}: iscrowd {quoted(crowd)} must be 0 or 1")
     return images[image], labels[category], *box, area, crowd in (1, "1"), known_id  # type: ignore[index]
 
 
 def parse_bbox(box: Any, *, where: str) -> list[float]:
     """Check that a box is left, top, width and height; `where` begins the message of the InputError if it is not."""
     if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
-        raise InputError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
-    if not all(abs(side) <= LARGEST for side in box) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
+        raise InputError(f"{where}: bbox must be [left, top, width, height], got {quoted(box)}")
+    if not all(map(LARGEST.__ge__, map(abs, box))) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
         raise InputError(
-            f"{where}: bbox {str(box)[:80]} has a negative side, or one that is no finite number to {LARGEST:g}"
+            f"{where}: bbox {quoted(box)} has a negative side, or one that is no finite number to {LARGEST:g}"
         )
     return box

@@ -18,8 +18,9 @@ from tinydet.data.splits import (
     read_lists,
     resolve_classes,
 )
-from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, files_by_stem, list_files, parse_float, parse_lines, read_text, short_path
+from tinydet.errors import InputError, NotFoundError, OnError, quoted, raise_error, try_call
+from tinydet.files import PathLike, files_by_stem, list_files, short_path
+from tinydet.reading import parse_float, parse_lines, read_text
 
 KITTI_CLASSES = ("Car", "Pedestrian", "Cyclist")
 # The classes that the benchmark neither rewards nor punishes when they are taken for their neighbour.
@@ -53,7 +54,7 @@ def _parse_line(line: str, fields: Sequence[str], *, where: str) -> tuple[str, l
     """Parse the type and the numbers of one line."""
     words = line.split()
     if len(words) != len(fields):
-        raise InputError(f"{where}: expected {len(fields)} fields, got {len(words)} ({line.strip()!r})")
+        raise InputError(f"{where}: expected {len(fields)} fields, got {len(words)} ({quoted(line.strip())})")
     values = [parse_float(word, where=f"{where}: {field}") for field, word in zip(fields[1:], words[1:], strict=True)]
     x1, y1, x2, y2 = values[3:7]
     for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
@@ -61,7 +62,7 @@ def _parse_line(line: str, fields: Sequence[str], *, where: str) -> tuple[str, l
         if high < low or (high == low and "score" not in fields):
             raise InputError(f"{where}: {axis}2 {'<' if high < low else '=='} {axis}1 ({high:g}, {low:g})")
     if not values[1].is_integer() or abs(values[1]) > 9:
-        raise InputError(f"{where}: occluded is not a whole number from 0 to 3 ({words[2]!r})")
+        raise InputError(f"{where}: occluded is not a whole number from 0 to 3 ({quoted(words[2])})")
     return words[0], values
 
 
@@ -161,7 +162,9 @@ def _split_names(
     incomplete = sorted(candidates - (images.keys() & labels.keys()))
     for name in incomplete:
         missing, place = ("label", folder.labels) if name in images else ("image", folder.images)
-        on_error(InputError(f"{place}: frame {name!r} has no {missing} ({len(incomplete)} frames are incomplete)"))
+        on_error(
+            InputError(f"{place}: frame {quoted(name)} has no {missing} ({len(incomplete)} frames are incomplete)")
+        )
     names = sorted(candidates - set(incomplete))
     if split == "all":
         return names, f"all {len(names)} images"
@@ -177,7 +180,7 @@ def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_e
             name = name.removesuffix(".txt").removesuffix(".png").removesuffix(".jpg")
         for what, known in (("image", images), ("label", labels)):
             if name not in known:
-                raise InputError(f"{where}: frame {name!r} has no {what}")
+                raise InputError(f"{where}: frame {quoted(name)} has no {what}")
         return name
 
     there = [part for part in SPLITS if (lists / f"{part}.txt").is_file()]

@@ -1,5 +1,6 @@
 """A data set of whatever a path holds."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tinydet.data.kitti import KittiDataset, find_kitti
 from tinydet.data.voc import VocDataset, find_voc
 from tinydet.data.yolo import YoloDataset, find_yolo
 from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike
+from tinydet.files import PathLike, list_folders
 
 READERS: dict[Any, Any] = {
     find_kitti: KittiDataset,
@@ -43,7 +44,7 @@ def open_dataset(
         InputError: it is none of the four, or something in it is wrong: names the file, the line and the value.
     """
     root = Path(root)
-    if not root.exists():
+    if not os.path.exists(root):  # Path's own raises where it is too long
         raise InputError(f"{root}: no such file or folder")
     errors: list[InputError] = []
     for find, reader in READERS.items():
@@ -52,7 +53,6 @@ def open_dataset(
     for error in errors:  # what is there in part says more than what is not there at all
         if not isinstance(error, NotFoundError):
             raise error
-    inner = [one for one in sorted(root.iterdir()) if one.is_dir() and one.name[0] != "."] if root.is_dir() else []
-    found_in = [one for one in inner for find in READERS if try_call(errors.append, find, one) is not None]
+    found_in = [one for one in list_folders(root) for find in READERS if try_call(errors.append, find, one) is not None]
     hint = f"; give the path of {found_in[0]}" if found_in else f": {SIGNS}"
     raise InputError(f"{root}: holds no data set itself{hint}")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydet.errors import InputError, OnError, list_some, nearest
-from tinydet.files import composed, parse_lines
+from tinydet.errors import InputError, OnError, list_names, list_some, nearest, quoted
+from tinydet.files import composed
 from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.reading import parse_lines
 
+MAX_NAMES, MAX_NAME = 100_000, 200  # of classes; characters of each
 DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -46,7 +48,7 @@ def read_lists(
     def check(line: str, *, where: str) -> str:
         name = resolve(composed(line.strip()), where=where)
         if (first := listed.setdefault(name, where)) != where:
-            raise InputError(f"{where}: {what} {name!r} was listed before, in {first}")
+            raise InputError(f"{where}: {what} {quoted(name)} was listed before, in {first}")
         return name
 
     return {split: [*parse_lines(folder / f"{split}.txt", check, on_error=on_error).values()] for split in splits}
@@ -64,6 +66,14 @@ def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[
     return rows, f"{len(rows)} {split} images of {count}: {reason}, so {how}"
 
 
+def check_class_names(names: Sequence[str], *, where: str) -> None:
+    """Raise InputError where there are more than 100,000 names of classes, or one is longer than 200 characters."""
+    if len(names) > MAX_NAMES:
+        raise InputError(f"{where}: {len(names):,} classes; there may be {MAX_NAMES:,}")
+    if long := [name for name in names if len(name) > MAX_NAME]:
+        raise InputError(f"{where}: a class of {len(long[0]):,} characters, {quoted(long[0])}; it may have {MAX_NAME}")
+
+
 def resolve_classes(
     classes: Sequence[str] | None, counts: Mapping[str, int], *, split: str, where: str, named: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[str]]:
@@ -71,24 +81,29 @@ def resolve_classes(
 
     DontCare, in any case, is no class: its boxes are ignore regions. `where` names the data in messages.
     """
+    check_class_names(named, where=where)
+    check_class_names(classes or (), where="classes")
     held = {name: count for name, count in counts.items() if count and name.lower() != DONT_CARE}
     named = [name for name in named if name.lower() != DONT_CARE]
     if classes is None:
         if split != "val" and not held:
             raise InputError(f"{where}: the {of_split(split)}images hold no objects")
         absent = [name for name in named if name not in held]
-        return tuple(named), [f"no {of_split(split)}image holds {', '.join(absent)}"] if absent else []
+        return tuple(named), [f"no {of_split(split)}image holds {list_names(absent)}"] if absent else []
     lower, occurring = [name.lower() for name in classes], {name.lower() for name in held}
     if not classes or len(set(lower)) < len(lower) or DONT_CARE in lower:
-        raise InputError(f"classes must be distinct names other than DontCare, got {', '.join(classes) or 'none'}")
-    unknown = [name for name in classes if named and name.lower() not in map(str.lower, named)]
+        raise InputError(f"classes must be distinct names other than DontCare, got {list_names(classes) or 'none'}")
+    known = {name.lower() for name in named}
+    unknown = [name for name in classes if known and name.lower() not in known]
     if unknown and (split == "train" or len(unknown) == len(classes)):
-        raise InputError(f"{where}: no class {unknown[0]!r}; there are {', '.join(named)}{nearest(unknown[0], named)}")
+        raise InputError(
+            f"{where}: no class {quoted(unknown[0])}; there are {list_names(named)}{nearest(unknown[0], named)}"
+        )
     missing = [name for name in classes if name.lower() not in occurring]
     if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
-        there = ", ".join(f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])) or "nothing"
-        raise InputError(f"{where}: no {of_split(split)}label holds class {missing[0]!r}; they hold {there}")
-    return tuple(classes), [f"{where}: does not name {', '.join(unknown)}"] if unknown else []
+        there = list_names([f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])]) or "nothing"
+        raise InputError(f"{where}: no {of_split(split)}label holds class {quoted(missing[0])}; they hold {there}")
+    return tuple(classes), [f"{where}: does not name {list_names(unknown)}"] if unknown else []
 
 
 def class_labels(names: Iterable[str], classes: Sequence[str], *, ignored: Collection[str] = ()) -> np.ndarray:

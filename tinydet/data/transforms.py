@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tinydet.data.augment import box_params, error_line, import_albumentations, transform
-from tinydet.errors import InputError
-from tinydet.files import PathLike, read_json, read_yaml
+from tinydet.errors import InputError, shorten
+from tinydet.files import PathLike
+from tinydet.reading import check_field, read_json, read_yaml
 
 TRIALS = 10  # of transforms before the first step: most of those fail that fail at all
 
@@ -30,7 +31,7 @@ def own_transforms(transforms: Any, *, size: tuple[int, int] | None = None, wher
             parts = made.transforms if isinstance(made, A.Compose) else [made]
             pipeline = A.Compose(parts, bbox_params=box_params(), p=made.p)
     except Exception as error:  # of a dozen kinds, of what may be no pipeline at all
-        raise InputError(f"{where}: not transforms of albumentations ({error_line(error)})") from error
+        raise InputError(f"{where}: not transforms of albumentations ({_reason(error)})") from error
     if size is not None:
         image, boxes = np.full((*size, 3), 128, np.uint8), np.array([[0, 0, size[1] / 2, size[0] / 2]], np.float32)
         for seed in range(TRIALS):
@@ -48,7 +49,7 @@ def transforms_to_dict(transforms: Any) -> dict[str, Any]:
     try:
         plain = json.loads(json.dumps(import_albumentations().to_dict(transforms), default=_enum_value))
     except Exception as error:
-        raise InputError(f"augment: transforms that cannot be saved with a run ({error_line(error)})") from error
+        raise InputError(f"augment: transforms that cannot be saved with a run ({_reason(error)})") from error
     own_transforms(plain)
     return plain
 
@@ -56,10 +57,14 @@ def transforms_to_dict(transforms: Any) -> dict[str, Any]:
 def read_transforms(path: PathLike) -> dict[str, Any]:
     """Read transforms that `albumentations.save` wrote as JSON or YAML; only names and numbers, no code, are read."""
     content = (read_yaml if Path(path).suffix.lower() in (".yaml", ".yml") else read_json)(path)
-    if not isinstance(content, dict) or not isinstance(content.get("transform"), dict):
-        raise InputError(f"{path}: not transforms as albumentations.save writes them; there is no 'transform'")
+    check_field(content, {"transform": dict}, where=f"{path}: transforms as albumentations.save writes them")
     own_transforms(content, where=str(path))
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Name an error of albumentations, which may tell all that a file holds, in a short line."""
+    return shorten(error_line(error), most=200)
 
 
 def _enum_value(value: Any) -> Any:

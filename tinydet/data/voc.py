@@ -20,8 +20,9 @@ from tinydet.data.splits import (
     unlabelled_note,
 )
 from tinydet.data.voc_xml import NO_OBJECTS, VocObjects, read_voc
-from tinydet.errors import InputError, NotFoundError, OnError, list_some, raise_error, try_call
+from tinydet.errors import InputError, NotFoundError, OnError, list_some, quoted, raise_error, try_call
 from tinydet.files import PathLike, composed, files_by_stem, list_files, list_folders, short_path
+from tinydet.reading import read_bytes
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
 ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
@@ -99,8 +100,7 @@ def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[Paths, 
 
 def _is_annotation(file: Path) -> bool:
     """Say whether an XML file may be one of Pascal VOC, and not of another program's."""
-    with open(file, "rb") as content:
-        return b"annotation" in content.read(1024).replace(b"\0", b"")  # in UTF-16 too
+    return b"annotation" in read_bytes(file)[:1024].replace(b"\0", b"")  # in UTF-16 too
 
 
 Image = tuple[Path, VocObjects]  # an image file and what it holds
@@ -208,7 +208,7 @@ def _read_listed(lists: Path, splits: Sequence[str], part: VocPart, *, on_error:
         if name not in known:  # lists of one class say too whether an image holds it: -1, 0 or 1
             name = re.sub(r"\s+(-1|0|1)$", "", name)
         if name not in known:
-            raise InputError(f"{where}: {name!r} has neither an XML file nor an image")
+            raise InputError(f"{where}: {quoted(name)} has neither an XML file nor an image")
         return name
 
     listed = read_lists(lists, splits, resolve, what="image", on_error=on_error)
@@ -238,7 +238,8 @@ def _read_images(
         stated = PureWindowsPath(composed(objects.filename))
         image = images.get(name) or free.pop(stated.stem, None) or free.pop(stated.name, None)
         if image is None:
-            said = f"{name!r} or {stated.name!r}" if stated.stem not in ("", name) else repr(name)
+            names_of = [name, stated.name] if stated.stem not in ("", name) else [name]
+            said = " or ".join(map(quoted, names_of))
             on_error(InputError(f"{short_path(file)}: there is no image {said} in {part.images}"))
         else:  # lists may name the image, which has another name than the XML file
             found[name if names is None or name in names else composed(image.stem)] = image, objects

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tinydet.errors import InputError, OnError, raise_error, try_call
-from tinydet.files import parse_float, short_path
+from tinydet.errors import InputError, OnError, quoted, raise_error, shorten, try_call
+from tinydet.files import short_path
+from tinydet.reading import parse_float, read_bytes
 
 
 class VocObjects(NamedTuple):
@@ -38,7 +39,7 @@ def read_voc(path: Path, *, on_error: OnError = raise_error) -> VocObjects:
         path=path,
         filename=_text(root, "filename"),
         size=tuple(int(float(side)) for side in sides)
-        if all(re.fullmatch(r"\d+(\.\d*)?", side) for side in sides)
+        if all(re.fullmatch(r"\d{1,9}(\.\d*)?", side) for side in sides)
         else (),
         names=[name for name, _ in found.values()],
         boxes=np.array([box for _, box in found.values()], dtype=np.float64).reshape(-1, 4),
@@ -55,17 +56,14 @@ class _WithoutDoctype(ElementTree.TreeBuilder):
 
 def _read_xml(path: Path) -> ElementTree.Element:
     """Read the outer element of an XML file."""
-    where = short_path(path)
+    where, content = short_path(path), read_bytes(path)
     try:
-        content = path.read_bytes()
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDoctype()))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of the encoding
         encoding = "; save it as UTF-8" if "\ufffd" in content.decode(errors="replace") else ""
-        raise InputError(f"{where}: not readable XML ({error}){encoding}") from None
+        raise InputError(f"{where}: not readable XML ({shorten(str(error), most=100)}){encoding}") from None
     if root.tag != "annotation":
-        raise InputError(f"{where}: not Pascal VOC; its outer element is <{root.tag}>, not <annotation>")
+        raise InputError(f"{where}: not Pascal VOC; its outer element is <{shorten(root.tag)}>, not <annotation>")
     return root
 
 
@@ -77,7 +75,7 @@ def _text(element: ElementTree.Element, tags: str) -> str:
 def _parse_object(element: ElementTree.Element, number: int, *, where: str) -> tuple[str, list[float]]:
     """Parse the class name, empty if it is difficult, and the xyxy box of one object."""
     name = _text(element, "name")
-    where = f"{where}: object {number} ({name or 'without name'})"
+    where = f"{where}: object {number} ({shorten(name) or 'without name'})"
     texts = {tag: _text(element, f"bndbox/{tag}") for tag in ("xmin", "ymin", "xmax", "ymax")}
     if missing := [tag for tag, text in {"name": name, **texts}.items() if not text]:
         raise InputError(f"{where} has no {missing[0]}")
@@ -86,5 +84,5 @@ def _parse_object(element: ElementTree.Element, number: int, *, where: str) -> t
         if high <= low - 1:
             raise InputError(f"{where}: {axis}max < {axis}min ({high:g}, {low:g})")
     if (difficult := _text(element, "difficult")) not in ("", "0", "1"):
-        raise InputError(f"{where}: difficult is {difficult!r}; it must be 0 or 1")
+        raise InputError(f"{where}: difficult is {quoted(difficult)}; it must be 0 or 1")
     return "" if difficult == "1" else name, [x1 - 1, y1 - 1, x2, y2]

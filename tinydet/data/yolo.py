@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from os.path import exists  # Path's own raises where a name is too long
+from os.path import exists, isdir, isfile  # Path's own raise where a name is too long
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -20,11 +20,16 @@ from tinydet.data.splits import (
     unlabelled_note,
 )
 from tinydet.data.yolo_rows import read_yolo
-from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_call
-from tinydet.files import PathLike, composed, list_files, parse_lines, read_text, read_yaml, short_path
+from tinydet.errors import InputError, NotFoundError, OnError, list_names, quoted, raise_error, shorten, try_call
+from tinydet.files import PathLike, composed, list_files, short_path
+from tinydet.reading import check_field, parse_lines, read_text, read_yaml
 
+MAX_ERRORS, MAX_PARTS = 5, 100  # that are shown of lists of images; of a path of another machine
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation")}
 OTHER_TEXT = re.compile(r"(classes|train|val|valid|test|notes|readme.*)\.txt", re.IGNORECASE)  # among label files
+# What is read of a data.yaml.
+CONFIG: dict[str, Any] = {key: (str, [str], None) for keys in SPLIT_KEYS.values() for key in keys}
+CONFIG |= {"path": (str, None), "names": ([str], {str: str}), "nc": (str, None), "kpt_shape": ([str], None)}
 
 
 class YoloFolder(NamedTuple):
@@ -68,38 +73,37 @@ def _has_names(file: Path) -> bool:
 def _read_config(file: Path) -> YoloFolder:
     """Read a data.yaml, or darknet's obj.data, which names a file of class names."""
     content, where = (_read_yaml if file.suffix != ".data" else _read_data)(file), short_path(file)
-    names, nc, shape = content.get("names"), content.get("nc"), content.get("kpt_shape")
+    check_field(content, CONFIG, where=where)
+    names, nc, shape = content["names"], content.get("nc"), content.get("kpt_shape")
     if isinstance(names, dict):
         if set(names) != set(map(str, range(len(names)))):
-            raise InputError(f"{where}: names must be numbered from 0 without gaps, got {', '.join(names)}")
+            raise InputError(f"{where}: names must be numbered from 0 without gaps, got {list_names(names)}")
         names = [names[str(i)] for i in range(len(names))]
     known = _check_names(names, where=where)
     if nc not in (None, str(len(known))):
-        raise InputError(f"{where}: nc is {nc}, and there are {len(known)} names")
-    if shape is not None and not (isinstance(shape, list) and [str(one).isdecimal() for one in shape] == [True, True]):
-        raise InputError(f"{where}: kpt_shape must be [keypoints, numbers of each], got {shape!r}")
-    if not isinstance(place := content.get("path", ""), str):
-        raise InputError(f"{where}: path must be one folder, got {place!r}")
-    base, errors = file.parent / place, list[InputError]()
-    base, images = base if base.is_dir() else file.parent, dict[str, list[Path]]()
+        raise InputError(f"{where}: nc is {shorten(nc)}, and there are {len(known)} names")
+    if shape is not None and not (len(shape) == 2 and all(re.fullmatch(r"\d{1,4}", one) for one in shape)):
+        raise InputError(f"{where}: kpt_shape must be [keypoints, numbers of each], got {quoted(shape)}")
+    base, errors = file.parent / content.get("path", ""), list[InputError]()
+    base, images = base if isdir(base) else file.parent, dict[str, list[Path]]()
     for split, keys in SPLIT_KEYS.items():
         if places := next((content[key] for key in keys if content.get(key) not in (None, "", "null", "~")), None):
-            listed = map(str, places if isinstance(places, list) else [places])
-            found = [try_call(errors.append, _list_images, base, place, where=where, errors=errors) for place in listed]
+            listed = places if isinstance(places, list) else [places]
+            found = [try_call(errors.append, _list_images, base, place, file=file, errors=errors) for place in listed]
             images[split] = [image for some in found for image in some or ()]
     if not images:
         raise InputError(f"{where}: has neither train nor val; add the folders of their images")
     if errors and not all(images.values()):
-        raise InputError("\n".join(map(str, errors)))
+        raise InputError("\n".join([*map(str, errors[:MAX_ERRORS]), *(["..."] if len(errors) > MAX_ERRORS else [])]))
     return YoloFolder(file, known, images, None if shape is None else (int(shape[0]), int(shape[1])), errors)
 
 
-def _check_names(names: Any, *, where: str) -> tuple[str, ...]:
+def _check_names(names: Sequence[str], *, where: str) -> tuple[str, ...]:
     """Check that class names are different words."""
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"{where}: names must be a list of classes, got {names!r}")
+    if not names or "" in names:
+        raise InputError(f"{where}: names must be a list of classes, got {quoted(names)}")
     if twice := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
-        raise InputError(f"{where}: two classes are called {twice[0]!r}")
+        raise InputError(f"{where}: two classes are called {quoted(twice[0])}")
     return tuple(names)
 
 
@@ -117,7 +121,7 @@ def _read_data(file: Path) -> dict[str, Any]:
     content = {key.strip(): value.strip() for key, equals, value in pairs if equals}
     if not content.get("names"):
         raise InputError(f"{short_path(file)}: has no line names = FILE")
-    names = _read_names(_resolve(file.parent, content["names"], where=short_path(file)))
+    names = _read_names(_resolve_file(file.parent, content["names"], where=short_path(file)))
     return {**content, "nc": content.get("classes"), "names": names}
 
 
@@ -136,11 +140,22 @@ def _resolve(base: Path, place: str, *, where: str) -> Path:
     parts = PurePosixPath(place.strip().replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
-    while parts and not exists(path) and _is_foreign(parts[0], base):
+    while 0 < len(parts) < MAX_PARTS and not exists(path) and _is_foreign(parts[0], base):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
-        raise InputError(f"{where}: names {place.strip()!r}, which is not there; looked for {base / place.strip()}")
+        raise InputError(
+            f"{where}: names {quoted(place.strip())}, which is not there; looked for {base / shorten(place.strip())}"
+        )
+    if not (isfile(path) or isdir(path)):
+        raise InputError(f"{where}: names {quoted(place.strip())}, which is neither a file nor a folder")
+    return path
+
+
+def _resolve_file(base: Path, place: str, *, where: str) -> Path:
+    """Find a file as `_resolve` does, which finds folders too."""
+    if isdir(path := _resolve(base, place, where=where)):
+        raise InputError(f"{where}: names {quoted(place.strip())}, which is a folder, not a file")
     return path
 
 
@@ -149,14 +164,16 @@ def _is_foreign(part: str, base: Path) -> bool:
     return part in ("/", "..") or not (exists(base / part) or split_of(part))
 
 
-def _list_images(base: Path, place: str, *, where: str, errors: list[InputError]) -> list[Path]:
+def _list_images(base: Path, place: str, *, file: Path, errors: list[InputError]) -> list[Path]:
     """List the images of a folder, or those that a text file lists, in order, and what is wrong with its lines."""
-    path = _resolve(base, place, where=where)
+    path = _resolve(base, place, where=short_path(file))
     if path.is_dir():
+        if path.resolve() in file.resolve().parents[1:]:
+            raise InputError(f"{short_path(file)}: names {quoted(place)}, in which it lies; give a folder of images")
         return list_files(path, IMAGE_SUFFIXES, recursive=True)
 
     def find(line: str, *, where: str) -> Path:
-        return _resolve(path.parent, line, where=where)
+        return _resolve_file(path.parent, line, where=where)
 
     return [*parse_lines(path, find, on_error=errors.append).values()]
 

@@ -1,6 +1,7 @@
 """The rows of YOLO's text files: a box, an outline, a box with keypoints, or with a score and a track id."""
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydet.errors import InputError, OnError, raise_error
-from tinydet.files import parse_float, parse_lines, short_path
+from tinydet.errors import InputError, OnError, quoted, raise_error, shorten
+from tinydet.files import short_path
+from tinydet.reading import LARGEST, parse_float, parse_lines
 
 FARTHEST = 2.0  # sides of an image from its corner: what is further is no share of it
 BESIDE = 0.5  # sides of an image by which the points of an outline may lie outside
@@ -42,7 +44,9 @@ def read_yolo(
     What the numbers after a class are is told by how many there are, by `keypoints` (of an object, and the numbers of
     each), and by what all rows of that length can be; where that may be two things, it is an error that names both.
     """
-    files = [parse_lines(path, _parse_row, classes, on_error=on_error) if path.is_file() else {} for path in paths]
+    files = [
+        parse_lines(path, _parse_row, classes, on_error=on_error) if os.path.exists(path) else {} for path in paths
+    ]
     rows = [(i, n, row) for i, file in enumerate(files) for n, row in file.items()]
     lengths, boxes, good = np.array([len(row) for *_, row in rows]), np.zeros((len(rows), 4)), np.zeros(len(rows), bool)
     last = np.array([row[-1] for *_, row in rows if len(row) > 8])
@@ -68,16 +72,16 @@ def _parse_row(line: str, classes: int, *, where: str) -> list[float]:
     """Parse one line, a class and at least four numbers."""
     words = line.split()
     if len(words) < 5:
-        raise InputError(f"{where}: {EXPECTED} ({line.strip()!r})")
+        raise InputError(f"{where}: {EXPECTED} ({quoted(line.strip())})")
     try:
         row = [*map(float, words)] if "_" not in line else [math.nan]
     except ValueError:
         row = [math.nan]
-    if not all(map(math.isfinite, row)):
+    if not all(map(LARGEST.__ge__, map(abs, row))):
         for i, word in enumerate(words):
             parse_float(word, where=f"{where}: {f'value {i}' if i else 'class'}")
     if not row[0].is_integer() or not 0 <= row[0] < classes:
-        raise InputError(f"{where}: class {words[0]!r} is not one of 0 .. {classes - 1}")
+        raise InputError(f"{where}: class {quoted(words[0])} is not one of 0 .. {classes - 1}")
     return row
 
 
@@ -105,7 +109,7 @@ def _to_boxes(
 
 def _format(row: np.ndarray) -> str:
     """Format numbers as messages do."""
-    return " ".join(f"{value:g}" for value in row.tolist())
+    return shorten(" ".join(f"{value:g}" for value in row.tolist()))
 
 
 def _row_kind(

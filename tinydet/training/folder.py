@@ -14,8 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from tinydet.errors import InputError, try_call
-from tinydet.files import PARTIAL, output_errors, read_text, write_file
+from tinydet.files import PARTIAL, output_errors, write_file
 from tinydet.model.config import ModelConfig
+from tinydet.reading import read_text
 from tinydet.training.schedule import best_row
 from tinydet.training.settings import TrainSettings
 from tinydet.weights.checkpoint import Checkpoint, load_checkpoint
