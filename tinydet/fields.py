@@ -106,7 +106,7 @@ def _check(
             f"{name} must be one of {', '.join(choices)}; got {reprlib.repr(value)}{nearest(value[:99], choices)}"
         )
     if most is not None and len(value) > most:
-        raise InputError(f"{name} must be at most {most}, got {len(value)}")
+        raise InputError(f"{name} must hold at most {most}, got {len(value)}")
     for number in _numbers(value):
         if not (number > low if above else number >= low):
             raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {reprlib.repr(value)}")

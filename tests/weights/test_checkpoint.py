@@ -159,6 +159,13 @@ def test_only_a_checkpoint_of_tinydet_is_stripped(path: Path) -> None:
     assert not path.with_name("stripped.pt").exists()
 
 
+def test_what_is_no_json_is_not_written_as_safetensors(path: Path) -> None:
+    save_checkpoint(path, hollow(CONFIG, training={"history": [torch.zeros(2)]}))
+    with pytest.raises(InputError, match="what training holds cannot be JSON"):
+        strip(path, path.with_name("last.safetensors"))
+    assert [other.name for other in path.parent.iterdir()] == ["last.pt"]
+
+
 # Half a file
 
 
@@ -369,6 +376,12 @@ NAME = "bifpn.top.norm.{}"
         (lambda tensors, name: tensors.update({name: torch.zeros(9)}), "{} has shape (9,), not shape (8,) as in {}"),
         (lambda tensors, name: tensors.update({name: torch.zeros(())}), "{} has shape (), not shape (8,) as in {}"),
         (lambda tensors, name: tensors.update({name: [0.0] * 8}), "{} has type list, not shape (8,) as in {}"),
+        (lambda tensors, name: tensors.update({name: torch.ones(8).long()}), "{} is of torch.int64, not of floats"),
+        (lambda tensors, name: tensors.update({name: torch.full((8,), torch.nan)}), "{} is not finite"),
+        (
+            lambda tensors, name: tensors.update({name: torch.full((8,), 1e300, dtype=torch.float64)}),
+            "{} is not finite",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -377,6 +390,18 @@ def test_tensors_that_do_not_fit(
     name = NAME.format("weight" if "params" in kind else "running_var")
     torch.save(changed(good, kind, lambda tensors: change(tensors, name)), path)
     assert refusal(path) == said.format(repr(name), f"lite0's {kind}")
+
+
+def test_half_and_double_precision_become_float32(path: Path, good: dict[str, Any]) -> None:
+    half = {name: x.half() for name, x in good["params"].items()}
+    torch.save(good | {"params": half, "ema_params": {name: x.double() for name, x in half.items()}}, path)
+    assert_same(load_checkpoint(path).params, load_checkpoint(path).ema_params)
+    assert_same(load_checkpoint(path).params, good["params"])
+
+
+def test_moments_that_are_not_finite(path: Path, good: dict[str, Any]) -> None:
+    torch.save(good | {"training": {"moments": {"mean": {"a": torch.tensor([1.0, torch.inf])}}}}, path)
+    assert refusal(path) == "'training.moments.mean.a' is not finite"
 
 
 def test_classes_decide_shapes(path: Path, good: dict[str, Any]) -> None:

@@ -82,8 +82,14 @@ class _View(NamedTuple):
 class _Name(str):
     """A global that a pickle names."""
 
+    __slots__ = ()
+
 
 class _Dict(dict[Any, Any]):
+    """A dict whose keys are texts or numbers."""
+
+    __slots__ = ()
+
     def __setitem__(self, key: object, value: object) -> None:
         if not isinstance(key, (str, int, float)):
             raise pickle.UnpicklingError(f"a key of type {type(key).__name__}")
@@ -109,10 +115,13 @@ class _Unpickler(pickle.Unpickler):
                 return _Dict()
             case ("torch._utils._rebuild_tensor_v2", (_Storage(), int(), tuple(), tuple(), *_)) if len(pid[1]) < 9:
                 return _View(*pid[1][:4])
-            case ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", tuple(args)):
+            case (
+                "torch.Size" | "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+                tuple(args),
+            ):
                 return args[0]
-            case ("torch.Size" | "torch.device", tuple(args)):
-                return args[0]
+            case ("torch.device", tuple(args)):
+                return args
             case ("storage", _Name(), str(), _, int(), *_) if len(pid) < 7:
                 _, kind, key, _, whole, *views = pid
                 self.dtypes[key] = STORAGES[kind]
@@ -151,7 +160,8 @@ def load_torch_file(file: io.BufferedReader, *, size: int, device: torch.device 
         raise InputError("an archive, but none that torch.save wrote: there is no data.pkl")
     content, _ = _unpickle(io.BytesIO(_buffer(members[f"{root}data.pkl"])))
     order = bytes(_buffer(members[f"{root}byteorder"])).decode() if f"{root}byteorder" in members else "little"
-    storages = {name.removeprefix(f"{root}data/"): member for name, member in members.items()}
+    data = f"{root}data/"
+    storages = {name.removeprefix(data): member for name, member in members.items() if name.startswith(data)}
     return _resolve(content, storages, swapped=order != sys.byteorder, device=device)
 
 
@@ -199,11 +209,12 @@ def _buffer(member: Tensor) -> memoryview:
 
 def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, torch.dtype]]:
     """Read one pickle: its content, and the types of its storages by key."""
-    data, start, pieces = file.getbuffer(), file.tell(), list[Any]()
+    data, start, safe = file.getbuffer(), file.tell(), io.BytesIO()
     for count, (opcode, arg, place) in enumerate(pickletools.genops(file)):
         number = arg if isinstance(arg, int) else 0
         if opcode.name in REPLACED:
-            pieces += [data[start:place], REPLACED[opcode.name]]
+            safe.write(data[start:place])
+            safe.write(REPLACED[opcode.name])
             start = (place or 0) + 1
         elif opcode.name not in OPCODES:
             raise InputError(f"{MORE}: {opcode.name}")
@@ -211,7 +222,9 @@ def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, torch.dtype]]:
             raise InputError(f"it holds more than {MOST_VALUES} values")
         if abs(number) >= 2**64:  # any number of these may have the same hash
             raise InputError("it holds a number of more than 64 bits")
-    unpickler = _Unpickler(io.BytesIO(b"".join([*pieces, data[start : file.tell()]])))
+    safe.write(data[start : file.tell()])
+    safe.seek(0)
+    unpickler = _Unpickler(safe)
     try:
         return unpickler.load(), unpickler.dtypes
     except pickle.UnpicklingError as error:
@@ -226,6 +239,8 @@ def _resolve(content: Any, storages: Mapping[str, Tensor], *, swapped: bool, dev
 
     def flat(storage: _Storage) -> Tensor:
         key, dtype, whole, start, length = storage
+        if key not in storages:
+            raise InputError(f"damaged: its storage {key} is missing")
         if (key, dtype) not in loaded:
             member = storages[key].view(-1, dtype.itemsize).flip(1).flatten() if swapped else storages[key]
             loaded[key, dtype] = member.view(dtype).to(device)
