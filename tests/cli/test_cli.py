@@ -361,8 +361,8 @@ def test_check_counts_and_names_errors(home: Path, tmp_path: Path) -> None:
 
 def test_names_are_printed_as_data(tmp_path: Path) -> None:
     """A class name cannot move the cursor, and what the encoding of a pipe lacks is replaced."""
-    labels = {"train/a": "0 0.5 0.5 0.5 0.5\n", "val/b": ""}
-    write_yolo(tmp_path, YAML.replace("names: [cat, dog]", 'names: ["a\\e[31mred", "汽车"]'), labels)
+    names = 'names: ["a\\e[31mred", "汽车"]'
+    write_yolo(tmp_path, YAML.replace("names: [cat, dog]", names), {"train/a": "0 0.5 0.5 0.5 0.5\n", "val/b": ""})
     assert "a class must be 1 to 200 characters, none of them a control character, got 'a\\x1b[31mred'" in refusal(
         "check", tmp_path
     )

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from tests.checkpoints import assert_same
-from tests.soak.checkpoints import archive_of, flipped, good, held, hostile_checkpoints, saved, whole
+from tests.soak.checkpoints import archive_of, filled, flipped, good, held, hostile_checkpoints, saved, whole
 from tinydet.errors import InputError
 from tinydet.weights.checkpoint import load_checkpoint, read_file
-from tinydet.weights.torch_file import MAX_DEPTH, MOST_VALUES, load_torch_file, plain_tree
+from tinydet.weights.torch_file import MAX_DEPTH, MOST_OBJECTS, MOST_VALUES, load_torch_file, plain_tree
 
 
 def read(data: bytes, **options: Any) -> Any:
@@ -137,6 +137,13 @@ def test_tensors_together_are_no_more_than_their_storages() -> None:
     assert len(read(saved([x, x, x[:0]]))) == 3
     with pytest.raises(InputError, match="more numbers than its storage"):
         read(saved([x, x[1:]]))
+
+
+@pytest.mark.parametrize("count", [MOST_VALUES, MOST_OBJECTS])
+def test_a_pickle_of_too_many_values_is_not_built(count: int) -> None:
+    opcodes = b"](" + (b"N" if count == MOST_VALUES else b"]") * count + b"e"
+    with pytest.raises(InputError, match=f"it holds more than {MOST_VALUES} values, or {MOST_OBJECTS} dicts, lists"):
+        read(filled(opcodes))
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
