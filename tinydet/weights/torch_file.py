@@ -47,10 +47,9 @@ REPLACED = {
     "EMPTY_DICT": b"ccollections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.TUPLE2 + pickle.BINPERSID,
 }
 OBJECTS = {*REPLACED, "EMPTY_LIST", "GLOBAL", "BINPERSID"}
-STORAGES: dict[str, torch.dtype] = {
-    f"torch.{name}Storage": getattr(torch, f"{name}Storage").dtype
-    for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-}
+_TYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16}
+_TYPES |= {"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8}
+STORAGES = {f"torch.{name}Storage": dtype for name, dtype in {**_TYPES, "Bool": torch.bool}.items()}
 REBUILDS = {f"torch._utils._rebuild_{name}" for name in ("tensor_v2", "parameter", "parameter_with_state")}
 NAMES = {*STORAGES, *REBUILDS, "collections.OrderedDict", "torch.Size", "torch.device"}
 NAMES |= {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}  # read as their names
