@@ -13,10 +13,10 @@ from tinydet.weights.formats import Weights
 
 
 def hollow(config: ModelConfig, *, training: dict[str, Any] | None = None) -> Checkpoint:
-    """Return a checkpoint in which every tensor is the same single number, seen at its full shape: a small file."""
-    model, number = meta_model(config), torch.tensor(0.5)
-    params = {name: number.expand(x.shape) for name, x in model.named_parameters()}
-    buffers = {name: number.expand(x.shape) for name, x in model.named_buffers()}
+    """Return a checkpoint in which every number is the same, and the averaged weights are the last ones."""
+    model = meta_model(config)
+    params = {name: torch.full(x.shape, 0.5) for name, x in model.named_parameters()}
+    buffers = {name: torch.full(x.shape, 0.5) for name, x in model.named_buffers()}
     return Checkpoint(config, params, buffers, params, buffers, training or {})
 
 

@@ -17,7 +17,7 @@ NOWHERE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
 # Rooms from left to right; a file imports from its own room, one way, and from rooms to its left, and these packages.
 PLAN = [
-    ("labels errors files reading prefetch", "filelock yaml"),
+    ("labels errors fields files reading prefetch", "filelock yaml"),
     ("ops", "torch"),
     ("model", "torch"),
     ("weights", "torch filelock safetensors"),

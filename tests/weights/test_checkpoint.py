@@ -159,6 +159,13 @@ def test_only_a_checkpoint_of_tinydet_is_stripped(path: Path) -> None:
     assert not path.with_name("stripped.pt").exists()
 
 
+def test_what_is_no_json_is_not_written_as_safetensors(path: Path) -> None:
+    save_checkpoint(path, hollow(CONFIG, training={"history": [torch.zeros(2)]}))
+    with pytest.raises(InputError, match="what training holds cannot be JSON"):
+        strip(path, path.with_name("last.safetensors"))
+    assert [other.name for other in path.parent.iterdir()] == ["last.pt"]
+
+
 # Half a file
 
 
@@ -226,13 +233,13 @@ class Trap:
 def test_no_file(path: Path) -> None:
     assert refusal(path) == "No such file or directory"
     path.mkdir()
-    assert refusal(path) == "Is a directory"
+    assert refusal(path) == "not a regular file"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"hello\nthere\n", b"(a)Rq.", bytes(range(256)), pickle.dumps({1: 2})])
 def test_a_file_that_is_no_archive(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    assert refusal(path) == "not a checkpoint, or a truncated one"
+    assert refusal(path) == "not a readable checkpoint (truncated, or of another kind)"
 
 
 def test_a_truncated_file(path: Path) -> None:
@@ -240,7 +247,7 @@ def test_a_truncated_file(path: Path) -> None:
     whole = path.read_bytes()
     for share in (0.001, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(whole[: int(share * len(whole))])
-        assert refusal(path) == "not a checkpoint, or a truncated one"
+        assert refusal(path) == "not a readable checkpoint (truncated, or of another kind)"
 
 
 def test_code_is_refused_not_run(path: Path, tmp_path: Path) -> None:
@@ -341,11 +348,11 @@ def test_a_field_that_is_no_dict(path: Path, good: dict[str, Any], field: str, v
         (lambda config: config.pop("backbone"), "'backbone'"),
         (lambda config: config.update({3: 4}), "string"),
         (lambda config: config.update(backbone="b99"), "backbone must be one of"),
-        (lambda config: config.update(image_size=(0, 64)), "image_size must be positive"),
-        (lambda config: config.update(image_size=None), "NoneType"),
-        (lambda config: config.update(num_channels="8"), "str"),
+        (lambda config: config.update(image_size=(0, 64)), "image_size must be at least 1, got (0, 64)"),
+        (lambda config: config.update(image_size=None), "image_size must be of type tuple[int, int], got None"),
+        (lambda config: config.update(num_channels="8"), "num_channels must be of type int, got '8'"),
         (lambda config: config.update(num_channels=8.5), "its config"),
-        (lambda config: config.update(num_channels=10**30), "its config"),
+        (lambda config: config.update(num_channels=10**9), "num_channels must be at most 4096, got 1000000000"),
         (lambda config: config.update(image_size=torch.ones(3, 3)), "its config"),
     ],
 )
@@ -369,6 +376,12 @@ NAME = "bifpn.top.norm.{}"
         (lambda tensors, name: tensors.update({name: torch.zeros(9)}), "{} has shape (9,), not shape (8,) as in {}"),
         (lambda tensors, name: tensors.update({name: torch.zeros(())}), "{} has shape (), not shape (8,) as in {}"),
         (lambda tensors, name: tensors.update({name: [0.0] * 8}), "{} has type list, not shape (8,) as in {}"),
+        (lambda tensors, name: tensors.update({name: torch.ones(8).long()}), "{} is of torch.int64, not of floats"),
+        (lambda tensors, name: tensors.update({name: torch.full((8,), torch.nan)}), "{} is not finite"),
+        (
+            lambda tensors, name: tensors.update({name: torch.full((8,), 1e300, dtype=torch.float64)}),
+            "{} is not finite",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -377,6 +390,18 @@ def test_tensors_that_do_not_fit(
     name = NAME.format("weight" if "params" in kind else "running_var")
     torch.save(changed(good, kind, lambda tensors: change(tensors, name)), path)
     assert refusal(path) == said.format(repr(name), f"lite0's {kind}")
+
+
+def test_half_and_double_precision_become_float32(path: Path, good: dict[str, Any]) -> None:
+    half = {name: x.half() for name, x in good["params"].items()}
+    torch.save(good | {"params": half, "ema_params": {name: x.double() for name, x in half.items()}}, path)
+    assert_same(load_checkpoint(path).params, load_checkpoint(path).ema_params)
+    assert_same(load_checkpoint(path).params, good["params"])
+
+
+def test_moments_that_are_not_finite(path: Path, good: dict[str, Any]) -> None:
+    torch.save(good | {"training": {"moments": {"mean": {"a": torch.tensor([1.0, torch.inf])}}}}, path)
+    assert refusal(path) == "'training.moments.mean.a' is not finite"
 
 
 def test_classes_decide_shapes(path: Path, good: dict[str, Any]) -> None:

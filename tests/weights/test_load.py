@@ -350,6 +350,31 @@ def test_a_checkpoint_without_an_epoch_is_described(tmp_path: Path, training: di
     assert "ap" not in known
 
 
+ROW = {"epoch": 3, "metric": "COCO AP", "ap": 12.5, "ap_by_class": {"Car": 20.0}}
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"weights": 5}, "weights must be of type str | None, got 5"),
+        ({"settings": [1]}, "settings must be of type dict[str, typing.Any] | None, got [1]"),
+        ({"history": "abc"}, "history must be of type tuple[dict[str, typing.Any], ...], got 'abc'"),
+        ({"history": [ROW, "abc"]}, "history must be of type"),
+        ({"history": [ROW | {"epoch": None}]}, "epoch must be of type int, got None"),
+        ({"history": [ROW | {"ap": "high"}]}, "ap must be of type float, got 'high'"),
+        ({"history": [ROW | {"ap_by_class": [1]}]}, "ap_by_class must be of type dict[str, float], got [1]"),
+        ({"history": [{"ap": 12.5}]}, "'epoch'"),
+    ],
+)
+def test_a_checkpoint_that_tells_nonsense_of_its_run(tmp_path: Path, training: dict[str, object], said: str) -> None:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, hollow(TINY, training=training))
+    assert load_detector(path).config == TINY
+    with pytest.raises(InputError) as error:
+        describe(path)
+    assert str(error.value).startswith(f"{path}: what it holds of its training is not of a run ({said}")
+
+
 def test_other_formats_are_described(tmp_path: Path, shared: Path) -> None:
     shapes = json.loads((shared / "checkpoints/effdet_tf_efficientdet_lite0.json").read_text())
     torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "a.pth")

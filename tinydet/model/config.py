@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import reprlib
 from typing import Any
 
 from tinydet.errors import InputError, nearest
+from tinydet.fields import check_fields, check_name, setting
 from tinydet.model.backbone import BACKBONES
 from tinydet.model.bifpn import FUSION_METHODS
 from tinydet.model.layers import ACTIVATIONS, PADDINGS
@@ -24,58 +26,51 @@ _NAMES = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat,
     hair drier, toothbrush"""
 COCO_CLASSES = tuple(re.split(r",\s+", _NAMES))
 
-CHOICES = {"backbone": BACKBONES, "fusion": FUSION_METHODS, "activation": ACTIVATIONS, "padding": PADDINGS}
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The config of an EfficientDet: its shapes, arithmetic and input."""
 
     name: str
-    backbone: str
-    image_size: tuple[int, int]  # (height, width) that images are letterboxed to; the model itself takes any size
-    num_channels: int  # of the BiFPN and of the heads
-    fpn_repeats: int
-    head_repeats: int
-    classes: tuple[str, ...] = COCO_CLASSES
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
-    fusion: str = "fast"
-    activation: str = "swish"
-    padding: str = "same"  # TensorFlow's, right and bottom heavier at stride 2; or "symmetric"
+    backbone: str = setting(choices=tuple(BACKBONES))
+    image_size: tuple[int, int] = setting(low=1, high=16384)  # (height, width) of letterboxed images; a net takes any
+    num_channels: int = setting(low=1, high=4096)  # of the BiFPN and of the heads
+    fpn_repeats: int = setting(low=1, high=32)
+    head_repeats: int = setting(low=1, high=32)
+    classes: tuple[str, ...] = setting(COCO_CLASSES, most=100_000)
+    levels: tuple[int, ...] = setting((3, 4, 5, 6, 7), high=10)
+    fusion: str = setting("fast", choices=tuple(FUSION_METHODS))
+    activation: str = setting("swish", choices=tuple(ACTIVATIONS))
+    # TensorFlow's, right and bottom heavier at stride 2; or "symmetric"
+    padding: str = setting("same", choices=tuple(PADDINGS))
     bias_before_norm: bool = True  # a bias that the batch norm makes redundant, as the TensorFlow models have it
-    backbone_norm_eps: float = 1e-3
-    stochastic_depth: float = 0.0  # chance of dropping the last residual block in training; earlier in proportion
-    anchor_scale: float = 4.0
-    aspects: tuple[tuple[float, float], ...] = ASPECTS
-    octaves: int = 3
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of each input channel, red first, on a scale from 0 to 1
-    std: tuple[float, ...] = IMAGENET_STD
+    backbone_norm_eps: float = setting(1e-3, low=0, above=True, high=1)
+    # Chance of dropping the last residual block in training; earlier in proportion.
+    stochastic_depth: float = setting(0.0, low=0, high=0.99)
+    anchor_scale: float = setting(4.0, low=0, above=True, high=1000)
+    aspects: tuple[tuple[float, float], ...] = setting(ASPECTS, low=0, above=True, high=1000, most=100)
+    octaves: int = setting(3, low=1, high=100)
+    # Of each input channel, red first, on a scale from 0 to 1.
+    mean: tuple[float, float, float] = setting(IMAGENET_MEAN, low=0, high=1)
+    std: tuple[float, float, float] = setting(IMAGENET_STD, low=0, above=True, high=1000)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # JSON and checkpoints know lists only
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size must be positive (height, width), got {self.image_size}")
+        check_fields(self)
+        check_name(self.name, kind="name")
+        for name in self.classes:
+            check_name(name, kind="a class")
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must be different names, at least one, got {self.classes}")
+            raise InputError(f"classes must be different names, at least one, got {reprlib.repr(self.classes)}")
         if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 4:
-            raise ValueError(f"levels must count up from 3 to at least 6, got {self.levels}")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {tuple(known)}, got {getattr(self, name)!r}")
-        for name in ("num_channels", "fpn_repeats", "head_repeats", "octaves", "anchor_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            raise InputError(f"levels must count up from 3 to at least 6, got {reprlib.repr(self.levels)}")
+        if not self.aspects:
+            raise InputError("aspects must be at least one (width, height)")
 
     @property
     def pad_value(self) -> tuple[int, int, int]:
         """Round the mean to the RGB in 0 .. 255 that images are padded with."""
         red, green, blue = (round(255 * mean) for mean in self.mean)
         return red, green, blue
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 # name: backbone, input size, channels, BiFPN layers, head layers, and what differs from ModelConfig's defaults.

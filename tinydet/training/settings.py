@@ -1,12 +1,11 @@
-"""Settings of a training run, each declared once: default, help text, and choices. The command line reads them here."""
+"""Settings of a training run, each declared once: default, help, choices, bounds. The command line reads them here."""
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinydet.errors import InputError, nearest
+from tinydet.errors import InputError
+from tinydet.fields import check_fields, setting
 
 WIDE = (320, 1088)  # (height, width) of the input for images more than twice as wide as high
 # Peak learning rate, the images of a step that it is for, the power of that number it grows with, weight decay. SGD's
@@ -21,20 +20,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8), "copy_paste": 0.7},
     "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
 }
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    low: float | None = None,
-    above: bool = False,
-    high: float = math.inf,
-) -> Any:
-    """Declare a setting: default, help text, choices, least value, which it must lie `above` if so said, and most."""
-    facts = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -53,6 +38,7 @@ class TrainSettings:
         None,
         "Network input in pixels; default: by the shape of the images. auto takes the size and the anchor scale that "
         "`tinydet check` recommends.",
+        low=1,
     )
     anchor_scale: float | None = setting(None, "Anchor size in strides; default: by the input size.", low=0, above=True)
     weights: str = setting(
@@ -98,10 +84,13 @@ class TrainSettings:
         choices=PRECISIONS,
     )
     crop: tuple[int, int] | None = setting(
-        None, "Part of the input that a step sees of an image, in pixels; default: by the recipe and the input."
+        None, "Part of the input that a step sees of an image, in pixels; default: by the recipe and the input.", low=1
     )
     scale_range: tuple[float, float] | None = setting(
-        None, "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.8,1.8."
+        None,
+        "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.8,1.8.",
+        low=0,
+        above=True,
     )
     copy_paste: float | None = setting(
         None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0, high=1
@@ -120,19 +109,11 @@ class TrainSettings:
     workers: int = setting(1, "Processes that load images; default: half the cores, 1 to 4.", low=0)
 
     def __post_init__(self) -> None:
-        for name, value in RECIPES.get(self.recipe, {}).items():
+        check_fields(self)
+        for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("classes", "image_size", "crop", "scale_range"):
-            if isinstance(getattr(self, name), list):  # from JSON or a checkpoint
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "class_map", tuple((new, old) for new, old in self.class_map))
-        for field in dataclasses.fields(self)[1:]:
-            _check(field.name, getattr(self, field.name), **field.metadata)
-        for name in ("image_size", "crop", "scale_range"):
-            if isinstance(pair := getattr(self, name), tuple) and not (len(pair) == 2 and min(pair) > 0):
-                raise InputError(f"{name} must be two positive numbers, got {pair}")
-        if self.scale_range is not None and not self.scale_range[0] <= self.scale_range[1] < math.inf:
+        if self.scale_range is not None and self.scale_range[0] > self.scale_range[1]:
             raise InputError(f"scale_range must be a lower and a higher number, got {self.scale_range}")
         if isinstance(self.image_size, str) and self.image_size != "auto":
             raise InputError(f"image_size must be (height, width) or 'auto', got {self.image_size!r}")
@@ -151,17 +132,3 @@ class TrainSettings:
     @property
     def decay(self) -> float:
         return OPTIMIZERS[str(self.optimizer)][-1] if self.weight_decay is None else self.weight_decay
-
-
-def _check(
-    name: str, value: Any, *, help: str, choices: Sequence[str], low: float | None, above: bool, high: float
-) -> None:
-    """Raise InputError for a value that is none of the choices, too low or too high."""
-    if value is None:
-        return
-    if choices and value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}{nearest(value, choices)}")
-    if low is not None and not (value > low if above else value >= low):
-        raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
-    if low is not None and not value <= high:
-        raise InputError(f"{name} must be at most {high}, got {value}")

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,12 @@ from tinydet.files import PathLike, atomic_write
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import meta_model
 from tinydet.model.functional import Params, params_and_buffers
+from tinydet.weights.torch_file import load_torch_file, plain_tree
 
 FORMAT = "tinydet-1"
 SAFETENSORS = ".safetensors"
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
+LONGEST = 300  # characters of what a message cites
+MOST_JSON = 2**23  # characters of a config or of training in a header: each takes up to twenty bytes when parsed
 
 
 class Checkpoint(NamedTuple):
@@ -45,7 +47,10 @@ def save_safetensors(path: PathLike, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save
 
     facts = {"config": dataclasses.asdict(checkpoint.config), "training": checkpoint.training}
-    header = {"format": FORMAT, **{name: json.dumps(values) for name, values in facts.items()}}
+    try:
+        header = {"format": FORMAT, **{name: json.dumps(values) for name, values in facts.items()}}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"what training holds cannot be JSON ({_first_line(error)})") from None
     tensors = {name: x.contiguous() for name, x in {**checkpoint.ema_params, **checkpoint.ema_buffers}.items()}
     with atomic_write(path) as file:
         file.write(save(tensors, header))
@@ -78,58 +83,90 @@ def as_checkpoint(content: Any) -> Checkpoint:
     """Check a file's content against the format and its own config, and return it as a `Checkpoint`."""
     found = content.get("format") if isinstance(content, dict) else content
     if found != FORMAT:
-        found = repr(found) if isinstance(found, str) else type(found).__name__
+        found = abbreviate([found]) if isinstance(found, str) else type(found).__name__
         raise InputError(f"not a tinydet checkpoint (expected format {FORMAT!r}, found {found})")
     fields: dict[str, Any] = {field: content.get(field) for field in Checkpoint._fields}
     if missing := [field for field, value in fields.items() if not isinstance(value, dict)]:
         raise InputError(f"the checkpoint lacks {', '.join(missing)}")
     try:
         config = ModelConfig(**fields.pop("config"))
-        expected = params_and_buffers(meta_model(config))._asdict()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"its config does not fit this version of tinydet ({_first_line(error)})") from error
+    expected = params_and_buffers(meta_model(config))._asdict()
     for kind in ("params", "buffers", "ema_params", "ema_buffers"):
-        check_tensors(fields[kind], expected[kind.removeprefix("ema_")], model=f"{config.name}'s {kind}")
+        needed = expected[kind.removeprefix("ema_")]
+        fields[kind] = check_tensors(fields[kind], needed, model=f"{config.name}'s {kind}")
+    for name, tensor in _tensors_within(fields["training"], "training"):
+        _check_numbers(name, tensor)
     return Checkpoint(config, **fields)
 
 
-def check_tensors(tensors: Params, expected: Params, *, model: str, keys: Mapping[str, str] = {}) -> None:
-    """Raise InputError unless the tensors have a model's names and shapes; `keys` are a file's names of them."""
+def check_tensors(tensors: Params, expected: Params, *, model: str, keys: Mapping[str, str] = {}) -> Params:
+    """Return tensors as float32, in a model's order; `keys` are a file's names of them.
+
+    Raises:
+        InputError: they do not have the model's names and shapes, or one is not dense, of floats, and finite.
+    """
     if unknown := [keys.get(name, name) for name in tensors if name not in expected]:
         raise InputError(f"unknown tensor {abbreviate(unknown)} for {model}")
     if missing := [name for name in expected if name not in tensors]:
         raise InputError(f"no tensor for {abbreviate(missing)} of {model}")
-    for name, tensor in tensors.items():
+    checked = {}
+    for name, needed in expected.items():
+        tensor, key = tensors[name], keys.get(name, name)
         found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
-        if found != (needed := f"shape {tuple(expected[name].shape)}"):
-            raise InputError(f"{keys.get(name, name)!r} has {found}, not {needed} as in {model}")
+        if found != (shape := f"shape {tuple(needed.shape)}"):
+            raise InputError(f"{key!r} has {found}, not {shape} as in {model}")
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            raise InputError(f"{key!r} is of {kind}, not of floats")
+        checked[name] = tensor.detach().to(torch.float32)
+        _check_numbers(key, checked[name])
+    return checked
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    """Raise InputError unless all numbers are finite; those of the meta device are not known."""
+    if not tensor.is_meta and not tensor.isfinite().all():
+        raise InputError(f"{name!r} is not finite")
+
+
+def _tensors_within(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested values, each with its place."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors_within(one, f"{name}.{key}")
 
 
 def abbreviate(names: Sequence[str]) -> str:
     """Return the first of many names, for an error."""
-    return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+    return repr(names[0])[:LONGEST] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 def read_file(path: PathLike, *, device: torch.device | str = "cpu") -> Any:
-    """Read a file of torch or safetensors; refuse what holds more than tensors and plain values, and may run code."""
-    safetensors = Path(path).suffix == SAFETENSORS
+    """Read a file of torch or safetensors: tensors and plain values, in memory bounded by its size; run no code of it.
+
+    Raises:
+        InputError: it is no regular file, is damaged, or holds more.
+    """
     try:
-        with open(path, "rb") as file:
-            if not (safetensors or file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC or zipfile.is_zipfile(file)):
-                raise InputError(f"{path}: not a checkpoint, or a truncated one")
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # to open a FIFO would wait for ever
+            raise InputError(f"{path}: not a regular file")
+        file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    try:
-        if safetensors:
-            return _read_safetensors(path, device=device)
-        return torch.load(path, map_location=device, weights_only=True)
-    except ModuleNotFoundError:
-        raise InputError(f"{path}: reading it needs safetensors: pip install 'tinydet[safetensors]'") from None
-    except Exception as error:  # torch.load documents none; damaged bytes bring forth a dozen
-        # The text of an UnpicklingError advises weights_only=False, which would run whatever code is in there.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors and plain values, or is damaged" if unsafe else _first_line(error)
-        raise InputError(f"{path}: not a readable checkpoint ({reason})") from error
+    with file:
+        try:
+            if Path(path).suffix == SAFETENSORS:
+                return _read_safetensors(path, device=device)
+            return load_torch_file(file, size=status.st_size, device=device)
+        except ModuleNotFoundError:
+            raise InputError(f"{path}: reading it needs safetensors: pip install 'tinydet[safetensors]'") from None
+        except Exception as error:  # damaged bytes bring forth a dozen
+            raise InputError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
 def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str, Any]:
@@ -140,8 +177,10 @@ def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str
         header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not header.get("format", "").startswith("tinydet"):
         return tensors
+    if max(map(len, header.values())) > MOST_JSON:
+        raise InputError(f"its header holds more than {MOST_JSON} characters")
     try:
-        content = {name: json.loads(header.get(name, "null")) for name in ("config", "training")}
+        content = {name: plain_tree(json.loads(header.get(name, "null"))) for name in ("config", "training")}
     except json.JSONDecodeError as error:
         raise InputError(f"its header is not JSON: {error}") from None
     statistics = {name for name in tensors if name.rpartition(".")[2] in ("running_mean", "running_var")}
@@ -157,4 +196,4 @@ def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:LONGEST]

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from tinydet.errors import InputError
@@ -175,13 +174,7 @@ def _convert(tensors: Params, config: ModelConfig, *, keys: Mapping[str, str], p
     """Check the tensors against the config's names with a prefix, and convert them; `keys` are the file's names."""
     model, params = meta_model(config), {}
     expected = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
-    check_tensors(tensors, expected, model=f"a {config.name}", keys=keys)
-    for name in expected:
-        if not tensors[name].is_floating_point():
-            raise InputError(f"{keys[name]!r} is of {tensors[name].dtype}, not of floats")
-        tensor = tensors[name].detach().to(torch.float32)
-        if not tensor.isfinite().all():
-            raise InputError(f"{keys[name]!r} is not finite")
+    for name, tensor in check_tensors(tensors, expected, model=f"a {config.name}", keys=keys).items():
         if name.startswith("box_net.predict.pointwise."):  # every published detector has ty, tx, th, tw
             tensor = tensor.unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1)
         params[name] = tensor
