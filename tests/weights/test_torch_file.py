@@ -18,7 +18,7 @@ from tests.checkpoints import assert_same
 from tests.soak.checkpoints import archive_of, filled, flipped, good, held, hostile_checkpoints, saved, whole
 from tinydet.errors import InputError
 from tinydet.weights.checkpoint import load_checkpoint, read_file
-from tinydet.weights.torch_file import MAX_DEPTH, MOST_OBJECTS, MOST_VALUES, load_torch_file, plain_tree
+from tinydet.weights.torch_file import MAX_DEPTH, MOST_OBJECTS, MOST_VALUES, check_values, load_torch_file
 
 
 def read(data: bytes, **options: Any) -> Any:
@@ -61,9 +61,10 @@ def test_modules_and_other_values_of_training_scripts(options: dict[str, Any]) -
     model, bias = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Parameter(torch.arange(4.0))
     content = OrderedDict(model=model.state_dict(), parameter=bias, size=torch.Size((4, 3, 3, 3)))
     found = read(saved(content | {"dtype": torch.float16, "device": torch.device("cuda", 1)}, **options))
-    assert_same(found["model"], dict(model.state_dict()))
-    assert_same(found["parameter"], bias.detach())
-    assert (found["size"], found["dtype"], found["device"]) == ((4, 3, 3, 3), "torch.float16", ("cuda", 1))
+    assert_same(found["model"], model.state_dict())
+    assert_same(found["parameter"], bias)
+    assert (found["size"], found["dtype"]) == ((4, 3, 3, 3), torch.float16)
+    assert found["device"] == torch.device("cuda", 1)
 
 
 def test_tensors_that_share_memory_share_it() -> None:
@@ -100,7 +101,7 @@ def test_a_flipped_bit_of_any_tensor_is_noticed(tmp_path: Path) -> None:
     for _ in range(5):
         path.write_bytes(flipped(rng, data, len(data) // 4, 3 * len(data) // 4))
         with pytest.raises(
-            InputError, match=r"last\.pt: not a readable checkpoint \(damaged: the bytes of its member .*CRC32\)$"
+            InputError, match=r"last\.pt: not a readable checkpoint \(Bad CRC-32 for file '.*/data/\d+'\)$"
         ):
             load_checkpoint(path)
 
@@ -110,12 +111,12 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_nesting_and_number_of_values_are_bounded() -> None:
-    assert plain_tree(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
+    check_values(nested(MAX_DEPTH))
     for content in (nested(MAX_DEPTH + 1), [[0] * 1000] * (MOST_VALUES // 1000)):
         with pytest.raises(
             InputError, match=f"it holds more than {MOST_VALUES} values, or nested more than {MAX_DEPTH} deep"
         ):
-            plain_tree(content)
+            check_values(content)
 
 
 @pytest.mark.parametrize(
@@ -124,18 +125,17 @@ def test_nesting_and_number_of_values_are_bounded() -> None:
         lambda x: x[:1].expand(6),
         lambda x: x.as_strided((4, 4), (1, 1)),
         lambda x: x.as_strided((2, 2), (0, 1)),
-        lambda x: x[None, None, None, None, None, None, None, None],
     ],
 )
 def test_a_tensor_is_no_larger_than_its_storage(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    with pytest.raises(InputError, match=r"has more numbers than its storage|is not what torch\.save writes"):
+    with pytest.raises(InputError, match="has more numbers than its file"):
         read(saved(make(torch.arange(7.0))))
 
 
-def test_tensors_together_are_no_more_than_their_storages() -> None:
-    x = torch.arange(100.0)
+def test_tensors_together_are_no_more_than_their_file() -> None:
+    x = torch.arange(10_000.0)
     assert len(read(saved([x, x, x[:0]]))) == 3
-    with pytest.raises(InputError, match="more numbers than its storage"):
+    with pytest.raises(InputError, match="more numbers than its file"):
         read(saved([x, x[1:]]))
 
 

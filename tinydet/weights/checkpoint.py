@@ -16,7 +16,7 @@ from tinydet.files import PathLike, atomic_write
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import meta_model
 from tinydet.model.functional import Params, params_and_buffers
-from tinydet.weights.torch_file import load_torch_file, plain_tree
+from tinydet.weights.torch_file import load_torch_file
 
 FORMAT = "tinydet-1"
 SAFETENSORS = ".safetensors"
@@ -180,7 +180,7 @@ def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str
     if max(map(len, header.values())) > MOST_JSON:
         raise InputError(f"its header holds more than {MOST_JSON} characters")
     try:
-        content = {name: plain_tree(json.loads(header.get(name, "null"))) for name in ("config", "training")}
+        content = {name: json.loads(header.get(name, "null")) for name in ("config", "training")}
     except json.JSONDecodeError as error:
         raise InputError(f"its header is not JSON: {error}") from None
     statistics = {name for name in tensors if name.rpartition(".")[2] in ("running_mean", "running_var")}
