@@ -42,7 +42,7 @@ class Report(NamedTuple):
 
 
 PROMISES = {
-    "kill": Promise("a run that is killed leaves whole files and goes on to the same bits", training.kills, 240, 6, 20),
+    "kill": Promise("a run that is killed leaves whole files and goes on to the same bits", training.kills, 240, 4, 20),
     "signal": Promise("Ctrl-C and SIGTERM end a run that goes on to the same bits", training.signals, 40, 2, 8),
     "double": Promise("two runs at once spoil nothing", training.doubles, 12, 0, 2),
     "damage": Promise("a damaged last.pt is passed over", training.damages, 40, 0, 3),
@@ -52,7 +52,7 @@ PROMISES = {
     "checkpoint": Promise("hostile weights run no code and are one line", others.checkpoints, 10**6, 0, 8),
     "input": Promise("broken labels, results and runs are one line", others.inputs, 200_000, 0, 18),
     "image": Promise("broken images are one line", images.images, 20_000, 80, 4),
-    "flat": Promise("memory stays flat in long runs", others.flat, 5000, 0, 14),
+    "flat": Promise("memory, files and threads stay as they are in 5,000 steps and 10,000 images", others.flat, 5000, 0, 14),
     "download": Promise("a download is whole or not there", downloads.downloads, 40, 3, 1),
 }
 
