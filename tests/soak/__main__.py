@@ -52,7 +52,9 @@ PROMISES = {
     "checkpoint": Promise("hostile weights run no code and are one line", others.checkpoints, 10**6, 0, 8),
     "input": Promise("broken labels, results and runs are one line", others.inputs, 200_000, 0, 18),
     "image": Promise("broken images are one line", images.images, 20_000, 80, 4),
-    "flat": Promise("memory, files and threads stay as they are in 5,000 steps and 10,000 images", others.flat, 5000, 0, 14),
+    "flat": Promise(
+        "memory, files and threads stay as they are in 5,000 steps and 10,000 images", others.flat, 5000, 0, 14
+    ),
     "download": Promise("a download is whole or not there", downloads.downloads, 40, 3, 1),
 }
 

@@ -55,11 +55,12 @@ class Child:
     def end(self, seconds: float = TIMEOUT) -> Ended:
         """Wait for it; what does not end in time is killed."""
         self.process.join(seconds)
+        late = f"\ndid not end in {seconds:g} s" if self.process.is_alive() else ""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # workers that it left, too
         self.process.join()
         with open(self.output, errors="replace") as file:
-            return Ended(int(self.process.exitcode or 0), file.read())
+            return Ended(int(self.process.exitcode or 0), file.read() + late)
 
 
 def _begin(work: Work, folder: Path, output: int) -> None:
@@ -73,9 +74,9 @@ def _begin(work: Work, folder: Path, output: int) -> None:
     work()
 
 
-def run(work: Work, folder: Path) -> Ended:
+def run(work: Work, folder: Path, seconds: float = TIMEOUT) -> Ended:
     """Do some work in a child."""
-    return Child(work, folder).end()
+    return Child(work, folder).end(seconds)
 
 
 def tinydet(*arguments: str) -> None:

@@ -12,7 +12,7 @@ from tests.soak.flat import grow_prediction, grow_training
 from tests.soak.harness import Trial, fresh, last_line, run
 from tests.soak.inputs import fault, mutated_inputs
 
-GROWTH = 1.02  # of the memory after a fifth of a run
+GROWTH = 1.02  # of what is held after a fifth of a run
 
 
 def checkpoints(rng: random.Random, folder: Path, count: int) -> Iterator[Trial]:
@@ -31,7 +31,7 @@ def inputs(rng: random.Random, folder: Path, count: int) -> Iterator[Trial]:
 def flat(rng: random.Random, folder: Path, count: int) -> Iterator[Trial]:
     """Make steps of training, and predict twice as many images."""
     for grow, number in ((grow_training, count), (grow_prediction, 2 * count)):
-        ended = run(partial(_grow, grow, number), fresh(folder / "trial"))
+        ended = run(partial(_grow, grow, number), fresh(folder / "trial"), number)
         yield f"{grow.__name__} {number:,}", last_line(ended.output) if ended.status else None
 
 
@@ -40,6 +40,6 @@ def _print(function: Callable[[Any], Any], value: Any) -> None:
 
 
 def _grow(grow: Callable[[int], Any], number: int) -> None:
-    (memory, *others), (memory_at_end, *others_at_end) = grow(number)
-    print(f"MB {memory:.0f} to {memory_at_end:.0f}; files, threads, tensors {others} to {others_at_end}")
-    raise SystemExit(memory_at_end > GROWTH * memory or others_at_end > others)
+    warm, end = grow(number)
+    print(f"{warm} to {end}")
+    raise SystemExit(any(now > GROWTH * before for before, now in zip(warm, end, strict=True)))
