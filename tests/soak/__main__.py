@@ -50,7 +50,7 @@ PROMISES = {
     "command": Promise("a command that is killed leaves the old file or the new one", commands.kills, 300, 2, 10),
     "disk": Promise("a full or read-only disk is one line and spoils nothing", commands.full_disks, 10**6, 3, 10),
     "checkpoint": Promise("hostile weights run no code and are one line", others.checkpoints, 10**6, 0, 8),
-    "input": Promise("broken labels, results and runs are one line", others.inputs, 200_000, 0, 18),
+    "input": Promise("broken labels, results and runs are one line", others.inputs, 200_000, 0, 20),
     "image": Promise("broken images are one line", images.images, 20_000, 80, 4),
     "flat": Promise(
         "memory, files and threads stay as they are in 5,000 steps and 10,000 images", others.flat, 5000, 0, 14
