@@ -57,7 +57,7 @@ def claim_folder(out: Path, *, resume: bool = False) -> Iterator[None]:
         yield
     finally:
         if not run_files(out):
-            (out / LOCK).unlink()
+            (out / LOCK).unlink(missing_ok=True)
             with suppress(OSError):  # it holds something else
                 if made:
                     out.rmdir()
