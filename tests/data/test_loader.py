@@ -3,7 +3,9 @@
 import os
 import pickle
 import re
+import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,23 +246,35 @@ def test_any_data_set_gives_the_same_batches(dataset: KittiDataset) -> None:
         assert_same(batch, other._replace(names=batch.names))
 
 
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_no_room() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
 class Deadly(Dataset[Any]):
-    """Images of which one kills the process that loads it."""
+    """Images of which one does harm to the process that loads it."""
 
     names = ("a", "b", "c", "d")
+
+    def __init__(self, harm: Callable[[], None]) -> None:
+        self.harm = harm
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Any:
         if self.names[index] == "c":
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.harm()
         return np.zeros((32, 32, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, int)
 
 
 @forks
-def test_a_worker_that_dies_names_its_image() -> None:
-    val, other = (val_batches(Deadly(), Config(), batch_size=1, workers=2) for _ in range(2))
+@pytest.mark.parametrize("harm", [kill_itself, leave_no_room])
+def test_a_worker_that_dies_names_its_image(harm: Callable[[], None]) -> None:
+    val, other = (val_batches(Deadly(harm), Config(), batch_size=1, workers=2) for _ in range(2))
     with pytest.raises(RuntimeError) as caught:
         list(val)
     error = dead_worker(caught.value, other, val)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple, Protocol
 
@@ -195,6 +196,8 @@ def _start_worker(_: int, *, augments: bool) -> None:
     """Leave signals of a terminal or a scheduler to the process that trains; keep OpenCV to one thread, as torch is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one ends it
+    # Without room in shared memory for a batch the worker would go on, and the batch be waited for without end.
+    Queue._on_queue_feeder_error = staticmethod(lambda *_: os._exit(1))  # type: ignore[attr-defined]
     if augments:
         import_albumentations()
         sys.modules["cv2"].setNumThreads(0)
