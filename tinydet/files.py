@@ -15,6 +15,7 @@ from tinydet.errors import InputError, OnError, quoted, raise_error, shorten
 PathLike = str | os.PathLike[str]
 MAX_FOLDERS = 100_000  # in a folder of images
 PARTIAL = ".partial"
+RUN_FILES = ("last.pt", "best.pt", "epoch-*.pt", "metrics.jsonl", "config.json")
 MAX_NAME = 247  # bytes of a name that can have that at its end
 
 
@@ -92,6 +93,11 @@ def write_file(path: PathLike, content: str | bytes) -> None:
     """
     with atomic_write(path, sync=os.path.exists(path)) as file:
         file.write(content.encode(errors="replace") if isinstance(content, str) else content)
+
+
+def run_files(folder: Path) -> list[Path]:
+    """List the files of a run in a folder."""
+    return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
 
 
 def short_path(path: PathLike) -> str:

@@ -14,14 +14,13 @@ from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
 from tinydet.draw import count_text, save_jpeg
 from tinydet.errors import InputError, OnError, list_names, raise_error, try_call
-from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, write_file
+from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, run_files, write_file
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 from tinydet.reading import read_text
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
 LINES = "predictions.jsonl"
-RUN_FILES = ("last.pt", "best.pt", "metrics.jsonl", "config.json")
 
 
 def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
@@ -172,8 +171,8 @@ def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = (), new: Iter
     out = Path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
-    if run := [name for name in RUN_FILES if (out / name).exists()]:
-        raise InputError(f"{out}: holds a run ({run[0]}); choose another folder")
+    if run := run_files(out):
+        raise InputError(f"{out}: holds a run ({run[0].name}); choose another folder")
     if not (out / LINES).is_file():
         raise InputError(f"{out}: neither empty nor an earlier prediction; choose another folder")
     folders = {Path(path).resolve().parent: path for path in inputs if Path(path).exists()}

@@ -15,8 +15,8 @@ from tests.checkpoints import assert_same
 from tests.kitti_folders import write_kitti
 from tests.soak.harness import KILLED, Child, Ended, Trial, fresh, killed, last_line, operations, run, spaced, tinydet
 from tinydet.errors import InputError, try_call
+from tinydet.files import run_files
 from tinydet.model import backbone, config
-from tinydet.training.folder import run_files
 from tinydet.training.loop import train
 from tinydet.training.settings import TrainSettings
 from tinydet.weights.checkpoint import load_checkpoint

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tinydet.errors import InputError, try_call
-from tinydet.files import PARTIAL, output_errors, write_file
+from tinydet.files import PARTIAL, output_errors, run_files, write_file
 from tinydet.model.config import ModelConfig
 from tinydet.reading import read_text
 from tinydet.training.schedule import best_row
@@ -23,13 +23,7 @@ from tinydet.weights.checkpoint import Checkpoint, load_checkpoint
 
 RUNS = Path("runs")
 """Folder of the runs whose folder nobody named."""
-FILES = ("last.pt", "best.pt", "epoch-*.pt", "metrics.jsonl", "config.json")
 LOCK = ".lock"  # holds the id of the process that trains
-
-
-def run_files(folder: Path) -> list[Path]:
-    """List the files of a run in a folder."""
-    return [path for pattern in FILES for path in sorted(folder.glob(pattern))]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tinydet.weights.torch_file import load_torch_file
 
 FORMAT = "tinydet-1"
 SAFETENSORS = ".safetensors"
+RUN = ("settings", "history", "weights")  # of what training holds, all that is told of a run
 LONGEST = 300  # characters of what a message cites
 MOST_JSON = 2**23  # characters of a config or of training in a header: each takes up to twenty bytes when parsed
 
@@ -71,8 +72,7 @@ def strip(path: PathLike, out: PathLike) -> tuple[int, int]:
     It is a file of safetensors, config and class names in its header, where that is the suffix of `out`.
     """
     whole = load_checkpoint(path)
-    kept = ("settings", "history", "weights")  # what `tinydet.weights.load.describe` reads
-    training = {name: value for name, value in whole.training.items() if name in kept}
+    training = {name: value for name, value in whole.training.items() if name in RUN}
     # Two names for the same tensors, which torch.save writes once.
     stripped = whole._replace(params=whole.ema_params, buffers=whole.ema_buffers, training=training)
     (save_safetensors if Path(out).suffix == SAFETENSORS else save_checkpoint)(out, stripped)

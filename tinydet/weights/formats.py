@@ -36,6 +36,7 @@ class Weights(NamedTuple):
     buffers: Params
     unexpected: tuple[str, ...]  # the file's names of what a detector has no use for, such as a classifier
     source: str  # for people: which published model this is, and which choices the tensors alone did not decide
+    run: Mapping[str, Any] | None = None  # of a checkpoint of tinydet: its run's settings and history, not checked
 
 
 def convert_weights(tensors: Mapping[str, Tensor], *, hint: str = "", model: str | None = None) -> Weights:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from tinydet.errors import InputError
-from tinydet.fields import check_fields
 from tinydet.files import PathLike
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import Variables, params_and_buffers
-from tinydet.weights.checkpoint import as_checkpoint, read_file
+from tinydet.reading import check_field
+from tinydet.weights.checkpoint import RUN, as_checkpoint, read_file
 from tinydet.weights.formats import Weights, convert_weights
 from tinydet.weights.pretrained import DownloadError, find_pretrained
 
@@ -23,6 +23,9 @@ NAMES = ("auto", "coco", "imagenet", "none")
 CLASS_HEAD = ("class_net.predict.pointwise.weight", "class_net.predict.pointwise.bias")
 # Names of similar objects in different data sets, so that one may start from what was learned of the other.
 SYNONYMS = {"pedestrian": "person", "person sitting": "person", "cyclist": "bicycle", "van": "car", "tram": "train"}
+# What is told of the run of a checkpoint, and of its last epoch.
+DESCRIBED: dict[str, Any] = {"weights": (str, None), "settings": (dict, None), "history": [dict]}
+SCORES: dict[str, Any] = {"epoch": float, "metric": str, "ap": float, "ap_by_class": {str: float}}
 BLANKS = str.maketrans("_-", "  ")
 
 
@@ -42,18 +45,10 @@ def load_weights(source: PathLike, *, model: str | None = None, progress: bool =
 
     A file is a checkpoint of tinydet (its averaged weights), or what `tinydet.weights.formats.convert_weights` knows.
     """
-    weights, _ = _load_with_training(source, model=model, progress=progress)
-    return weights
-
-
-def _load_with_training(
-    source: PathLike, *, model: str | None, progress: bool
-) -> tuple[Weights, dict[str, Any] | None]:
-    """Load weights, and of a checkpoint of tinydet what it holds of training."""
-    config, training = model_config(model or "d0"), None
+    config = model_config(model or "d0")
     path = _find_file(source, model=config.name, progress=progress)
     if path is None:
-        return Weights(config, {}, {}, (), "random weights"), None
+        return Weights(config, {}, {}, (), "random weights")
     expected = config.name if model or source in NAMES else None
     content = read_file(path)
     try:
@@ -61,13 +56,13 @@ def _load_with_training(
             saved = as_checkpoint(content)
             if expected not in (None, saved.config.name):
                 raise InputError(f"holds a {saved.config.name}, not a {expected}")
-            training = saved.training
-            weights = Weights(saved.config, saved.ema_params, saved.ema_buffers, (), f"tinydet {saved.config.name}")
+            run = {name: value for name, value in saved.training.items() if name in RUN}
+            weights = Weights(saved.config, *saved[3:5], (), f"tinydet {saved.config.name}", run)
         else:
             weights = convert_weights(content, hint=f"{path.resolve().parent.name}/{path.name}", model=expected)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return weights._replace(source=f"{path.name} ({weights.source})"), training
+    return weights._replace(source=f"{path.name} ({weights.source})")
 
 
 def _find_file(source: PathLike, *, model: str, progress: bool) -> Path | None:
@@ -160,38 +155,13 @@ def match_classes(known: Sequence[str], wanted: Sequence[str], *, class_map: Map
     return matched
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What is told of a run from its checkpoint."""
-
-    weights: str | None = None
-    settings: dict[str, Any] | None = None
-    history: tuple[dict[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scores:
-    """And of its last epoch."""
-
-    epoch: int
-    metric: str
-    ap: float
-    ap_by_class: dict[str, float]
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
 def describe(path: PathLike) -> dict[str, Any]:
     """Describe a file of weights in plain values; of tinydet's own, also its run and the scores of its last epoch.
 
     Raises:
         InputError: it is no such file, or what it says of its run is not what a run writes.
     """
-    weights, training = _load_with_training(path, model=None, progress=False)
+    weights = load_weights(path)
     known: dict[str, Any] = {
         "file": str(path),
         "bytes": Path(path).stat().st_size,
@@ -202,13 +172,10 @@ def describe(path: PathLike) -> dict[str, Any]:
         "anchor_scale": weights.config.anchor_scale,
         "parameters": sum(param.numel() for param in weights.params.values()),
     }
-    if training is None:
+    if weights.run is None:
         return known
-    try:
-        run = _Run(**{name: training[name] for name in ("weights", "settings", "history") if name in training})
-        last = run.history[-1] if run.history else {}
-        names = [field.name for field in dataclasses.fields(_Scores)]
-        scores = dataclasses.asdict(_Scores(**{name: last[name] for name in names})) if "ap" in last else {}
-    except (InputError, KeyError) as error:
-        raise InputError(f"{path}: what it holds of its training is not of a run ({error})") from None
-    return known | {"began_from": run.weights, "data": (run.settings or {}).get("data")} | scores
+    check_field(run := {"history": [], **weights.run}, DESCRIBED, where=f"{path}: training")
+    if last := run["history"][-1:]:
+        check_field(last[0], SCORES, where=f"{path}: training: history")
+    scores = {name: row[name] for row in last for name in SCORES}
+    return known | {"began_from": run.get("weights"), "data": (run.get("settings") or {}).get("data")} | scores
