@@ -18,7 +18,6 @@ class Record:
     share: float = setting(0.5, low=0, above=True, high=1)
     pair: tuple[int, int] | str | None = setting(None, low=2)
     pairs: tuple[tuple[float, float], ...] = setting((), high=5, most=3)
-    by_name: dict[str, float] | None = setting(None, low=0)  # noqa: RUF009
     kind: str = setting("cat", choices=("cat", "dog"))
     on: bool = True
     any: Any = None
@@ -48,9 +47,6 @@ class Record:
         ({"pairs": [[1, 2]] * 4}, "pairs must hold at most 3, got 4"),
         ({"pairs": [[1, math.nan]]}, "pairs must be at least"),
         ({"pairs": [1, 2]}, "pairs must be of type"),
-        ({"by_name": {"a": "x"}}, "by_name must be of type"),
-        ({"by_name": {1: 2.0}}, "by_name must be of type"),
-        ({"by_name": {"a": -1.0}}, "by_name must be at least 0"),
         ({"kind": "cot"}, "kind must be one of cat, dog; got 'cot'; did you mean cat"),
         ({"kind": ["cat"]}, "kind must be of type str"),
         ({"on": 1}, "on must be of type bool, got 1"),
@@ -64,8 +60,8 @@ def test_what_a_field_does_not_take(changes: dict[str, Any], said: str) -> None:
 
 
 def test_lists_become_tuples_and_the_rest_stays() -> None:
-    record = Record(pair=[2, 3], pairs=[[1, 2.5]], by_name={"a": 1}, share=np.float64(0.5), count=np.int64(2))  # type: ignore[arg-type]
-    assert (record.pair, record.pairs, record.by_name) == ((2, 3), ((1, 2.5),), {"a": 1})
+    record = Record(pair=[2, 3], pairs=[[1, 2.5]], share=np.float64(0.5), count=np.int64(2))  # type: ignore[arg-type]
+    assert (record.pair, record.pairs) == ((2, 3), ((1, 2.5),))
     assert (record.share, record.count, Record(pair="auto").pair) == (0.5, 2, "auto")
 
 

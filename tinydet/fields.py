@@ -1,8 +1,6 @@
 """Fields of records, each declared once: default, help text, choices and bounds; and their check."""
 
 import dataclasses
-import re
-import reprlib
 import sys
 import types
 import typing
@@ -11,11 +9,10 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
-from tinydet.errors import InputError, nearest
+from tinydet.errors import CONTROL, InputError, nearest, quoted
 
 NUMBERS: dict[Any, type] = {int: Integral, float: Real}
 LONGEST_NAME = 200  # characters
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of one
 
 
 def setting(
@@ -56,7 +53,7 @@ def check_fields(record: Any) -> None:
             value = _typed(value, hint)
         except TypeError:
             wanted = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
-            raise InputError(f"{field.name} must be of type {wanted}, got {reprlib.repr(value)}") from None
+            raise InputError(f"{field.name} must be of type {wanted}, got {quoted(value)}") from None
         object.__setattr__(record, field.name, value)
         if field.metadata and value is not None:
             _check(field.name, value, **field.metadata)
@@ -64,9 +61,9 @@ def check_fields(record: Any) -> None:
 
 def check_name(name: str, *, kind: str) -> None:
     """Raise InputError unless a name is 1 to `LONGEST_NAME` characters that can be printed."""
-    if not 0 < len(name) <= LONGEST_NAME or UNPRINTABLE.search(name):
+    if not 0 < len(name) <= LONGEST_NAME or CONTROL.search(name):
         wanted = f"1 to {LONGEST_NAME} characters, none of them a control character"
-        raise InputError(f"{kind} must be {wanted}, got {reprlib.repr(name)}")
+        raise InputError(f"{kind} must be {wanted}, got {quoted(name)}")
 
 
 def _typed(value: Any, hint: Any) -> Any:
@@ -82,8 +79,6 @@ def _typed(value: Any, hint: Any) -> Any:
         items = args[:1] * len(value) if args[-1] is ... else args
         if len(items) == len(value):
             return tuple(map(_typed, value, items))
-    elif origin is dict and isinstance(value, dict):
-        return {_typed(key, args[0]): _typed(one, args[1]) for key, one in value.items()}
     elif isinstance(value, NUMBERS.get(hint, origin or hint)) and not (hint in NUMBERS and isinstance(value, bool)):
         return value
     raise TypeError
@@ -102,22 +97,20 @@ def _check(
 ) -> None:
     """Raise InputError for a value that is none of the choices, too long, or holds a number too low or too high."""
     if choices and value not in choices:
-        raise InputError(
-            f"{name} must be one of {', '.join(choices)}; got {reprlib.repr(value)}{nearest(value[:99], choices)}"
-        )
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {quoted(value)}{nearest(value, choices)}")
     if most is not None and len(value) > most:
         raise InputError(f"{name} must hold at most {most}, got {len(value)}")
     for number in _numbers(value):
         if not (number > low if above else number >= low):
-            raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {reprlib.repr(value)}")
+            raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {quoted(value)}")
         if not number <= high:
-            raise InputError(f"{name} must be at most {high:.10g}, got {reprlib.repr(value)}")
+            raise InputError(f"{name} must be at most {high:.10g}, got {quoted(value)}")
 
 
 def _numbers(value: Any) -> Iterator[Any]:
-    """Yield the numbers of a value, however deep in tuples and dicts."""
-    if isinstance(value, (tuple, dict)):
-        for one in value.values() if isinstance(value, dict) else value:
+    """Yield the numbers of a value, however deep in tuples."""
+    if isinstance(value, tuple):
+        for one in value:
             yield from _numbers(one)
     elif isinstance(value, Real):
         yield value

@@ -95,9 +95,16 @@ def write_file(path: PathLike, content: str | bytes) -> None:
         file.write(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
-def run_files(folder: Path) -> list[Path]:
-    """List the files of a run in a folder."""
-    return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
+def run_files(folder: Path, *, suffix: str = "") -> list[Path]:
+    """List the files of a run in a folder; those with a suffix at their name's end, where one is given."""
+    return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern + suffix))]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError where a folder neither can be written to nor made."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise InputError(f"{folder}: cannot be written ({place} is {'read-only' if place.is_dir() else 'a file'})")
 
 
 def short_path(path: PathLike) -> str:

@@ -95,10 +95,10 @@ def save_predictions(
     out = Path(out)
     clear_folder(out)
     counts = Counter(dict.fromkeys(classes, 0))
-    with output_errors(out):
-        for folder in FOLDERS:
-            (out / folder).mkdir(exist_ok=True)
     with open_lines(out, of="image") as write_line, atomic_write(out / "coco.json") as coco:
+        with output_errors(out):
+            for folder in FOLDERS:
+                (out / folder).mkdir(exist_ok=True)
         coco.write(b"[")
 
         def write(numbered: tuple[int, Prediction]) -> None:

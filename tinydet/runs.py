@@ -9,6 +9,7 @@ from tinydet.errors import InputError, shorten, try_call
 from tinydet.files import PathLike, short_path
 from tinydet.reading import check_field, parse_json, read_json, read_text
 from tinydet.training.schedule import best_row
+from tinydet.weights.load import SCORES
 
 Row = dict[str, Any]
 WIDTH, MIN_WIDTH = 80, 20  # of a terminal and of a setting in it, in characters
@@ -16,8 +17,7 @@ MAX_CLASS_COLUMNS = 6  # of a table
 MAX_EPOCHS = 8  # of both runs, in a comparison
 # What is read of config.json and of a row of metrics.jsonl.
 CONFIG = {"settings": {"data": str}, "model": {"name": str}, "weights": str}
-ROW = {"epoch": float, "metric": str, "ap": float, "ap_by_class": {str: (float, None)}}
-ROW |= {"train": {"total": float}, "val": {"total": float}, "train_seconds": float, "val_seconds": float}
+ROW = SCORES | {"train": {"total": float}, "val": {"total": float}, "train_seconds": float, "val_seconds": float}
 
 
 class Run(NamedTuple):

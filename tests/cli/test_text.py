@@ -137,7 +137,7 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
         precision=precision,
     )
     return Started(
-        Path("runs/lite0-1"), cast(Run, run), {"Car": 0.987, "Tram": 0.5}, [{"epoch": i + 1} for i in range(done)]
+        Path("runs/lite0-1"), cast(Run, run), {"Car": 0.987, "Tram": 0.5}, [{"epoch": i + 1} for i in range(done)], 0
     )
 
 

@@ -112,7 +112,7 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str, ma
 
 def test_names_of_classes_are_bounded(tmp_path: Path) -> None:
     data = content(categories=[{"id": 3, "name": "c" * 201}, {"id": 90, "name": "dog"}])
-    with pytest.raises(InputError, match=rf"a\.json: a class of 201 characters, '{'c' * 58}…; it may have 200$"):
+    with pytest.raises(InputError, match=r"a\.json: a class must be 1 to 200 characters, none of them a contr"):
         open_dataset(write_coco(tmp_path / "a.json", data), "all")
     data["categories"][0]["name"] = "c" * 200
     assert open_dataset(write_coco(tmp_path / "a.json", data), "all").classes == ("c" * 200, "dog")

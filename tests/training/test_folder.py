@@ -14,10 +14,10 @@ import pytest
 
 from tests.checkpoints import hollow
 from tinydet.errors import InputError
+from tinydet.files import check_writable
 from tinydet.model.config import model_config
 from tinydet.training import folder
 from tinydet.training.folder import (
-    check_writable,
     claim_folder,
     link_file,
     load_last,
@@ -55,6 +55,7 @@ def other_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
 def test_a_folder_is_one_process_s_until_it_ends(other_process: tuple[Path, subprocess.Popen[str]]) -> None:
     out, process = other_process
     (out / "best.pt.partial").touch()
+    (out / "film.partial").touch()
     for resume in (True, False):
         with pytest.raises(InputError, match=rf"run: in use by process {process.pid}; stop that first, or choose"):
             claim_folder(out, resume=resume).__enter__()
@@ -64,6 +65,7 @@ def test_a_folder_is_one_process_s_until_it_ends(other_process: tuple[Path, subp
     with claim_folder(out, resume=True):
         assert (out / ".lock").read_text() == str(os.getpid())
         assert not (out / "best.pt.partial").exists()
+        assert (out / "film.partial").exists()
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
         child.start()  # as a worker that outlives the process that trains
     with claim_folder(out, resume=True):
@@ -233,10 +235,19 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read(tmp_path: Pat
     with pytest.warns(UserWarning, match=r"last\.pt: .*; goes on from epoch-2\.pt, after step 20$"):
         assert load_last(tmp_path).training["step"] == 20
     assert load_last(tmp_path).training["step"] == 20  # in silence
-    kept = ["epoch-3.pt.damaged"] + (["last.pt.damaged"] if damage == "cut" else [])
+    kept = ["last.pt.damaged"] if damage == "cut" else []
     assert sorted(path.name for path in tmp_path.glob("*.damaged")) == kept
     for name in ("last.pt", "best.pt", "epoch-2.pt"):
         os.truncate(tmp_path / name, 1000)
+    save_checkpoint(tmp_path / "epoch-4.pt", hollow(model_config("lite0")))  # stripped
     with pytest.raises(InputError, match=r"last\.pt: "):
         load_last(tmp_path)
     assert (tmp_path / "last.pt").exists()
+
+
+def test_a_checkpoint_is_not_damaged_where_the_device_is_missing(tmp_path: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        save_run(tmp_path, name, step=40)
+    with pytest.raises(InputError, match=r"last\.pt: "):
+        load_last(tmp_path, device="cuda:99")
+    assert not list(tmp_path.glob("*.damaged"))

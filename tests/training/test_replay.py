@@ -81,7 +81,7 @@ def test_the_command_line_replays_a_step(state: State, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", "data", "--replay", str(path), "--seed", "1"])
     assert (result.exit_code, result.output) == (
         2,
-        "error: --replay takes everything from its file; leave out data, seed\n",
+        "error: --replay takes everything from its file; leave out data, --seed\n",
     )
     result = CliRunner().invoke(main, ["train"])
     assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: Missing argument '[DATA]'.")

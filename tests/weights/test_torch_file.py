@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from tests.checkpoints import assert_same
-from tests.soak.checkpoints import archive_of, filled, flipped, good, held, hostile_checkpoints, saved, whole
+from tests.soak.checkpoints import archive_of, flipped, good, held, hostile_checkpoints, saved, whole
 from tinydet.errors import InputError
 from tinydet.weights.checkpoint import load_checkpoint, read_file
-from tinydet.weights.torch_file import MAX_DEPTH, MOST_OBJECTS, MOST_VALUES, check_values, load_torch_file
+from tinydet.weights.torch_file import MAX_DEPTH, MOST_VALUES, check_pickle, check_values, load_torch_file
 
 
 def read(data: bytes, **options: Any) -> Any:
@@ -113,9 +113,7 @@ def nested(depth: int) -> list[Any]:
 def test_nesting_and_number_of_values_are_bounded() -> None:
     check_values(nested(MAX_DEPTH))
     for content in (nested(MAX_DEPTH + 1), [[0] * 1000] * (MOST_VALUES // 1000)):
-        with pytest.raises(
-            InputError, match=f"it holds more than {MOST_VALUES} values, or nested more than {MAX_DEPTH} deep"
-        ):
+        with pytest.raises(InputError, match=f"it holds too many values, or nested more than {MAX_DEPTH} deep"):
             check_values(content)
 
 
@@ -139,11 +137,11 @@ def test_tensors_together_are_no_more_than_their_file() -> None:
         read(saved([x, x[1:]]))
 
 
-@pytest.mark.parametrize("count", [MOST_VALUES, MOST_OBJECTS])
+@pytest.mark.parametrize("count", [MOST_VALUES, MOST_VALUES // 8])
 def test_a_pickle_of_too_many_values_is_not_built(count: int) -> None:
     opcodes = b"](" + (b"N" if count == MOST_VALUES else b"]") * count + b"e"
-    with pytest.raises(InputError, match=f"it holds more than {MOST_VALUES} values, or {MOST_OBJECTS} dicts, lists"):
-        read(filled(opcodes))
+    with pytest.raises(InputError, match=f"it holds more than {MOST_VALUES} values, or"):
+        check_pickle(io.BytesIO(b"\x80\x02" + opcodes + b"."))
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError, nearest, visible
-from tinydet.files import output_errors
+from tinydet.files import check_writable, output_errors
 from tinydet.training.settings import TrainSettings
 
 PATH = click.Path(path_type=Path)
@@ -168,8 +168,7 @@ def check_output(path: Path, *suffixes: str, by: str) -> None:
                 begin = file.read(1024)
             if begin and MARKS[path.suffix] not in begin:
                 raise InputError(f"{path}: exists, and was not written by tinydet; name another file by {by}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent}: cannot be written to")
+    check_writable(path.parent)
 
 
 class Output(click.Path):

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,8 @@ def train(
     typed = {n for n in ctx.params if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
     if failed is not None:
         if others := typed - {"failed", "device"}:
-            raise InputError(f"--replay takes everything from its file; leave out {', '.join(sorted(others))}")
+            flags = [param.opts[0] for param in ctx.command.params if param.name in others]
+            raise InputError(f"--replay takes everything from its file; leave out {', '.join(flags)}")
         echo(replay_lines(replay(failed, device=device)))
         return
     if data is None:
@@ -135,7 +136,8 @@ def first_signal(caught: list[int]) -> Iterator[None]:
         caught.append(number)
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\nends after this step; again to end at once\n")
+        with suppress(OSError):  # nobody may listen any more
+            os.write(2, b"\nends after this step; again to end at once\n")
 
     before = [signal.signal(each, catch) for each in signals]
     try:
@@ -161,8 +163,8 @@ def show_run(started: "Started", events: "Iterator[Event]") -> None:
     from tinydet.training.start import training_batches
 
     run, folder, history = started.run, started.out, started.history
-    epoch, step = (history[-1]["epoch"], history[-1]["step"]) if history else (0, 0)
-    writer = open_tensorboard(folder, step=step)
+    epoch, epoch_steps = started.step // run.budget.epoch_steps, run.budget.epoch_steps
+    writer = open_tensorboard(folder, step=started.step)
     count = min(GRID_IMAGES, len(run.train_set))
     batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
     save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
@@ -174,7 +176,9 @@ def show_run(started: "Started", events: "Iterator[Event]") -> None:
             if head:
                 echo(head)
                 head = ""
-            bar = bar or progress_bar(run.budget.epoch_steps, show=lambda losses: losses and f"loss {losses.total:.3f}")
+            if bar is None:
+                bar = progress_bar(epoch_steps, show=lambda losses: losses and f"loss {losses.total:.3f}")
+                bar.update((event.step - 1) % epoch_steps)
             bar.update(1, event.losses)
             if writer:
                 writer.add_scalar("step/total", event.losses.total, event.step)

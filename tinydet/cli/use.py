@@ -11,7 +11,6 @@ from tinydet.cli.base import (
     PATH,
     SIZE,
     Choice,
-    Output,
     check_output,
     command,
     echo,
@@ -27,7 +26,7 @@ from tinydet.files import write_file
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
-@option("--out", type=Output(), help="Output file; default: beside WEIGHTS.")
+@option("--out", type=PATH, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
 @option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
 @score_option
@@ -91,7 +90,7 @@ def info(weights: Path, as_json: bool) -> None:
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
-@option("--out", type=Output(), help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
 def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import reprlib
 from typing import Any
 
-from tinydet.errors import InputError, nearest
+from tinydet.errors import InputError, nearest, quoted
 from tinydet.fields import check_fields, check_name, setting
 from tinydet.model.backbone import BACKBONES
 from tinydet.model.bifpn import FUSION_METHODS
@@ -60,9 +59,9 @@ class ModelConfig:
         for name in self.classes:
             check_name(name, kind="a class")
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise InputError(f"classes must be different names, at least one, got {reprlib.repr(self.classes)}")
+            raise InputError(f"classes must be different names, at least one, got {quoted(self.classes)}")
         if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 4:
-            raise InputError(f"levels must count up from 3 to at least 6, got {reprlib.repr(self.levels)}")
+            raise InputError(f"levels must count up from 3 to at least 6, got {quoted(self.levels)}")
         if not self.aspects:
             raise InputError("aspects must be at least one (width, height)")
 

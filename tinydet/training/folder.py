@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from tinydet.errors import InputError, try_call
 from tinydet.files import PARTIAL, output_errors, run_files, write_file
 from tinydet.model.config import ModelConfig
-from tinydet.reading import read_text
 from tinydet.training.schedule import best_row
 from tinydet.training.settings import TrainSettings
 from tinydet.weights.checkpoint import Checkpoint, load_checkpoint
@@ -27,26 +26,28 @@ LOCK = ".lock"  # holds the id of the process that trains
 
 
 @contextmanager
-def claim_folder(out: Path, *, resume: bool = False) -> Iterator[None]:
+def claim_folder(out: Path, *, resume: bool = False, new: bool = False) -> Iterator[None]:
     """Make a run's folder where it is missing, and hold it; one that is new and gets no run is removed again.
 
     Raises:
         InputError: another process holds it, it cannot be written, or there is a run in it that is not resumed.
     """
-    made, lock = not out.exists(), FileLock(out / LOCK)
+    made, lock, process = new or not out.exists(), FileLock(out / LOCK), ""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        (out / LOCK).write_text(str(os.getpid()))
     except Timeout:
-        process = (out / LOCK).read_text()
+        with suppress(OSError):  # the other process has just ended
+            process = (out / LOCK).read_text()
         raise InputError(f"{out}: in use by process {process}; stop that first, or choose another folder") from None
     except OSError as error:
         raise InputError(f"{out}: cannot be the folder of a run ({error.strerror}); choose another") from None
     try:
+        with output_errors(out):
+            (out / LOCK).write_text(str(os.getpid()))
         if not resume and (files := run_files(out)):
             raise InputError(f"{out}: holds a run already ({files[0].name}); resume it, or choose another folder")
-        for partial in out.glob(f"*{PARTIAL}"):  # of a process that was killed
+        for partial in run_files(out, suffix=PARTIAL):  # of a process that was killed
             partial.unlink()
         yield
     finally:
@@ -67,33 +68,24 @@ def new_folder(model: str) -> Path:
     raise AssertionError
 
 
-def check_writable(folder: Path) -> None:
-    """Raise InputError where a folder neither can be written to nor made."""
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise InputError(f"{folder}: cannot be written ({place} is {'read-only' if place.is_dir() else 'a file'})")
-
-
 def load_last(out: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
     """Read the checkpoint that a run goes on from: last.pt, or where that is damaged the newest other one.
 
-    What is damaged is kept as *.damaged, and the other one becomes last.pt, with a warning.
+    The damaged file is kept as last.pt.damaged, and the other one gets its name, with a warning.
 
     Raises:
         InputError: there is none that can be read.
     """
     last, errors, steps = out / "last.pt", list[InputError](), dict[Path, int]()
-    if (checkpoint := try_call(errors.append, load_checkpoint, last, device=device)) is not None:
-        return checkpoint
-    others = [path for path in run_files(out) if path.suffix == ".pt" and path != last]
-    for path in others:
-        if (checkpoint := try_call(errors.append, load_checkpoint, path)) and "step" in checkpoint.training:
-            steps[path] = checkpoint.training["step"]
-    if not steps:
+    if try_call(errors.append, load_checkpoint, last) is not None:
+        return load_checkpoint(last, device=device)
+    for path in run_files(out):
+        if path.suffix == ".pt" and (found := try_call(errors.append, load_checkpoint, path)):
+            steps[path] = found.training.get("step", -1)  # -1: stripped
+    if max(steps.values(), default=-1) < 0:
         raise errors[0]
-    for path in {last, *others} - {*steps}:
-        with suppress(FileNotFoundError):
-            path.replace(f"{path}.damaged")
+    with suppress(FileNotFoundError):
+        last.replace(f"{last}.damaged")
     newest = max(steps, key=lambda path: steps[path])
     link_file(newest, last)
     warnings.warn(f"{errors[0]}; goes on from {newest.name}, after step {steps[newest]}", stacklevel=1)
@@ -103,19 +95,14 @@ def load_last(out: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
 def write_start(
     out: Path, config: ModelConfig, training: dict[str, Any], *, step: int, command: str | None = None
 ) -> None:
-    """Write config.json once, and what may be behind last.pt; add to command.txt the command that repeats the run."""
+    """Write config.json and what may be behind last.pt; add to command.txt the command that starts or resumes it."""
     publish(out, training, step=step)
-    if not (out / "config.json").exists():
-        content = {
-            "settings": training["settings"],
-            "model": dataclasses.asdict(config),
-            "weights": training["weights"],
-        }
-        write_file(out / "config.json", f"{json.dumps(content, indent=2)}\n")
+    content = {"settings": training["settings"], "model": dataclasses.asdict(config), "weights": training["weights"]}
+    write_file(out / "config.json", f"{json.dumps(content, indent=2)}\n")
     if command:
         commands = out / "command.txt"
-        before = read_text(commands) if commands.exists() else ""
-        write_file(commands, f"{before}{command}\n")
+        before = commands.read_bytes() if commands.exists() else b""
+        write_file(commands, before + f"{command}\n".encode())
 
 
 def publish(out: Path, training: dict[str, Any], *, step: int) -> None:
@@ -149,7 +136,8 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
     Raises:
         InputError: there is no such run, or one of the `fixed` names was given another value than it started with.
     """
-    training = load_last(out).training
+    with claim_folder(out, resume=True):
+        training = load_last(out).training
     try:
         started = TrainSettings(**training["settings"])
     except (KeyError, TypeError) as error:

@@ -5,20 +5,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from tinydet.data.loader import Batch, dead_worker, val_batches
 from tinydet.data.transforms import transforms_to_dict
 from tinydet.evaluation import Scores, Validation, evaluate, validate
+from tinydet.files import check_writable
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
 from tinydet.training.diagnose import data_notes, diagnose, diagnose_overfit, diagnose_start, everything_found
-from tinydet.training.folder import RUNS, check_writable, claim_folder, new_folder, publish, write_start
+from tinydet.training.folder import RUNS, claim_folder, new_folder, publish, write_start
 from tinydet.training.memory import less_memory, out_of_memory
 from tinydet.training.replay import save_step
 from tinydet.training.schedule import (
@@ -49,6 +50,7 @@ class Started(NamedTuple):
     run: Run
     recall: dict[str, float]  # by class: share of training objects that an anchor overlaps with an IoU of .5 or more
     history: list[Row]  # of the epochs already done
+    step: int  # steps already done
 
 
 class Stepped(NamedTuple):
@@ -78,8 +80,8 @@ Event = Started | Stepped | Validated | Message
 class EpochSums(NamedTuple):
     """Sums over the steps of an epoch; the checkpoint of one that was stopped holds them."""
 
-    losses: Tensor  # float64[3]
-    positives: Tensor  # int64[K]
+    losses: list[float]  # the terms
+    positives: list[int]  # of each class
     lr: float = 0.0  # of the last step
     seconds: float = 0.0
     waited: float = 0.0  # of them, for batches
@@ -126,8 +128,8 @@ def train(
 
     Raises:
         InputError: the data, the settings or the folder cannot be used; a worker died; a file cannot be written.
-        FloatingPointError: the loss is not finite; the last checkpoint stays as it was, and `failed-step.pt` holds the
-            step, for `tinydet.training.replay.replay`.
+        FloatingPointError: the loss of a step or of a validation is not finite; the last checkpoint stays as it was.
+            `failed-step.pt` then holds the step, for `tinydet.training.replay.replay`.
     """
     began = clock()
     if augment is not None:
@@ -139,16 +141,18 @@ def train(
             held.enter_context(claim_folder(out := Path(out), resume=resume))
         run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
         if out is None:
-            held.enter_context(claim_folder(out := new_folder(run.config.name)))
+            held.enter_context(claim_folder(out := new_folder(run.config.name), new=True))
         if not resume:
             save(out / "last.pt", state, run.config, **training)
         write_start(out, run.config, training, step=state.step, command=command)
         notes = data_notes(run.train_set, run.val_set, image_size=run.config.image_size, overfit=bool(settings.overfit))
         recall = anchor_recall(run.train_set, run.config).by_class
-        yield Started(out, run, recall, training["history"])
+        yield Started(out, run, recall, training["history"], state.step)
         yield from map(Message, [*notes, *diagnose_start(recall, run.config)])
         began -= training["elapsed"]
-        yield from run_epochs(run, state, training, out, on_epoch=on_epoch, stop=stop, clock=lambda: clock() - began)
+        events = run_epochs(run, state, training, out, on_epoch=on_epoch, stop=stop, clock=lambda: clock() - began)
+        del state, training  # or they would be held until the end
+        yield from events
 
 
 def run_epochs(
@@ -161,17 +165,14 @@ def run_epochs(
     stop: Callable[[], bool],
     clock: Callable[[], float],
 ) -> Iterator[Event]:
-    """Train and validate a run until it is finished or stopped.
+    """Train and validate what `start_run` returns until it is finished or stopped; other arguments as for `train`.
 
-    Args:
-        run, state, training: from `start_run`.
-        out, on_epoch, stop: as for `train`.
-        clock: seconds since the run began, without those in which it was stopped.
+    The clock gives the seconds since the run began, without those in which it was stopped.
     """
     settings, config, budget = run.settings, run.config, run.budget
     history, micro_batches = training["history"], training["micro_batches"]
     first = history[-1]["step"] if history else 0
-    none = EpochSums(torch.zeros(3, dtype=torch.float64), torch.zeros(len(config.classes), dtype=torch.int64))
+    none = EpochSums([0.0] * len(Losses._fields), [0] * len(config.classes))
     sums = EpochSums(**training["epoch"]) if training["epoch"] else none
     epoch, done = divmod(state.step, budget.epoch_steps)
     train_loader = training_batches(run, range(epoch, FOREVER if budget.seconds else budget.epochs), skip=done)
@@ -199,8 +200,9 @@ def run_epochs(
                             raise
                     micro_batches = min(2 * micro_batches, len(batch.images))
                     yield Message(less_memory(len(batch.images), micro_batches))
-                losses, positives = torch.stack(metrics.losses).cpu(), metrics.positives.cpu()
-                sums = EpochSums(sums.losses + losses, sums.positives + positives, lr, clock() - began, waited)
+                losses = [*map(add, sums.losses, torch.stack(metrics.losses).tolist())]
+                positives = [*map(add, sums.positives, metrics.positives.tolist())]
+                sums = EpochSums(losses, positives, lr, clock() - began, waited)
                 yield Stepped(state.step, metrics.losses)
                 spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
@@ -210,9 +212,9 @@ def run_epochs(
                 "epoch": math.ceil(state.step / budget.epoch_steps),
                 "step": state.step,
                 "lr": sums.lr,
-                "train": dict(zip(Losses._fields, (sums.losses / (state.step - first)).tolist(), strict=True)),
+                "train": {k: v / (state.step - first) for k, v in zip(Losses._fields, sums.losses, strict=True)},
                 **validation_row(run, validation, step=state.step),
-                "positives": dict(zip(config.classes, sums.positives.tolist(), strict=True)),
+                "positives": dict(zip(config.classes, sums.positives, strict=True)),
                 "train_seconds": round(seconds, 2),
                 "wait_seconds": round(sums.waited, 2),
                 "val_seconds": round(clock() - validating, 2),
@@ -254,9 +256,9 @@ def learning_rate(settings: TrainSettings, history: list[Row], progress: float, 
 
 
 def spend(run: Run, history: list[Row], step: int, *, elapsed: float, seconds: float = 0.0) -> Spent:
-    """Measure what is spent of a run's budget; earlier validations, or a guess, tell how long the last one takes.
+    """Measure what is spent of a run's budget, `seconds` of it since the last validation.
 
-    `seconds` is what the steps since the last validation took.
+    Earlier validations, or a guess, tell how long the last one takes.
     """
     validated = history[-1]["step"] if history else 0
     if step == validated:

@@ -16,10 +16,14 @@ from tinydet.files import PathLike
 from tinydet.model.efficientdet import meta_model
 from tinydet.model.functional import Params
 from tinydet.ops.losses import Losses
+from tinydet.reading import check_field
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import Run, build_step
 from tinydet.training.state import State, restore, save
 from tinydet.weights.checkpoint import load_checkpoint
+
+FAILED: dict[str, Any] = {"batch": dict, "lr": float, "micro_batches": float, "frozen": [str]}
+FAILED = {"settings": dict, "failed": FAILED}
 
 
 class Replay(NamedTuple):
@@ -50,8 +54,9 @@ def replay(path: PathLike, *, device: torch.device | str = "cpu") -> Replay:
     checkpoint = load_checkpoint(path, device=device)
     if "failed" not in checkpoint.training:
         raise InputError(f"{path}: holds no step to run again; a run saves failed-step.pt where its loss is not finite")
+    check_field(checkpoint.training, FAILED, where=f"{path}: training")
     failed, state = checkpoint.training["failed"], restore(checkpoint)
-    batch, lr = Batch(**failed["batch"]), failed["lr"]
+    batch, lr = Batch(*(failed["batch"][name] for name in Batch._fields)), failed["lr"]
     model, layers, sums = meta_model(checkpoint.config), list[str](), Params()
 
     def look(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:

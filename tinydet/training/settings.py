@@ -67,7 +67,9 @@ class TrainSettings:
     )
     grad_accumulation: int = setting(1, "Batches whose gradients are summed for one step.", low=1)
     optimizer: str | None = setting(None, "Optimizer; default: by the recipe, adamw.", choices=tuple(OPTIMIZERS))
-    lr: float | None = setting(None, "Peak learning rate; default: by the optimizer and the batch.", low=0, above=True)
+    lr: float | None = setting(
+        None, "Peak learning rate; default: by the optimizer and the batch.", low=0, above=True, high=1e30
+    )
     weight_decay: float | None = setting(None, "Weight decay of convolution kernels; default: by the optimizer.", low=0)
     schedule: str = setting(
         "cosine",

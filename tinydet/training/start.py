@@ -1,4 +1,4 @@
-"""Start of a run: data, config, weights, and the batch size that memory holds. Nothing is written here."""
+"""Start of a run: data, config, weights, and the batch size that memory holds."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -20,6 +20,7 @@ from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors
 from tinydet.ops.anchors import feature_sizes
+from tinydet.reading import check_field
 from tinydet.training.autosize import best_input, compare_inputs
 from tinydet.training.folder import load_last
 from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
@@ -32,6 +33,9 @@ from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
 MOST_IMAGES = 64  # of a batch that is sized by memory
 OVERFIT_STEPS, OVERFIT_EPOCHS = 20, 20  # steps of an epoch, and epochs, of a run on a few images
+# What a checkpoint holds of a run besides its state.
+RESUMED: dict[str, Any] = {"weights": str, "frozen": [str], "data": str, "history": [dict], "micro_batches": float}
+RESUMED |= {"elapsed": float, "epoch": (dict, None), "settings": dict}
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_LOSS_SCALE = 2.0**16  # as torch.amp.GradScaler's
 
@@ -84,11 +88,13 @@ def start_run(
     if resume:
         assert out is not None
         checkpoint = load_last(out, device=device)
-        config, report, training, state = checkpoint.config, None, checkpoint.training, restore(checkpoint)
+        config, report, state = checkpoint.config, None, restore(checkpoint)
+        check_field(checkpoint.training, RESUMED, where=f"{out / 'last.pt'}: training")
+        training: dict[str, Any] = {name: checkpoint.training.get(name) for name in RESUMED}
         if train_set.classes != config.classes:
             was, now = (", ".join(names) for names in (config.classes, train_set.classes))
             raise InputError(f"{out}: started with the classes {was}, and the data now have {now}; start a new run")
-        if data != (was := training.get("data", data)):
+        if data != (was := training["data"]):
             raise InputError(f"{out}: started with {was}, and the data now are {data}; start a new run")
     else:
         weights = load_weights(settings.weights, model=settings.model, progress=progress)

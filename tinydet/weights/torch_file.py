@@ -19,8 +19,7 @@ from tinydet.errors import InputError
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
 LEGACY_PICKLES = 4  # of such a file, after that: protocol, system, content, keys of its storages
 MORE = "it holds more than tensors and plain values, or is damaged"
-MOST_VALUES = 2**21  # of a file, and opcodes of its pickle: enough for 2,000 epochs of D7x with scores of 90 classes
-MOST_OBJECTS = 2**18  # dicts, lists and tensors among them
+MOST_VALUES = 2**21  # of a small file, and opcodes of its pickle; of a larger one a quarter of its bytes
 MAX_DEPTH = 16  # of nested values: the transforms of a run's settings reach ten
 CHUNK = 2**24  # bytes that are read at once
 
@@ -63,7 +62,7 @@ def load_torch_file(file: io.BufferedReader, *, size: int, device: torch.device 
     if not legacy and not is_zipfile(file):
         raise InputError("truncated, or of another kind")
     for pickled in [file] * LEGACY_PICKLES if legacy else [io.BytesIO(check_archive(file, size=size))]:
-        check_pickle(pickled)
+        check_pickle(pickled, most=max(MOST_VALUES, size // 4))
     file.seek(0)
     try:
         content = torch.load(file, map_location=device, weights_only=True)
@@ -98,7 +97,7 @@ def check_archive(file: IO[bytes], *, size: int) -> bytes:
         return archive.read(pickles[0])
 
 
-def check_pickle(file: IO[bytes]) -> None:
+def check_pickle(file: IO[bytes], *, most: int = MOST_VALUES) -> None:
     """Check a pickle before it is read: what it builds, and what it calls.
 
     Raises:
@@ -113,8 +112,8 @@ def check_pickle(file: IO[bytes]) -> None:
         if name not in TAKES or (name == "GLOBAL" and arg not in CALLED):
             raise InputError(f"{MORE}: {str(arg).replace(' ', '.') if name == 'GLOBAL' else name}")
         objects += name in ("EMPTY_LIST", "EMPTY_DICT", "REDUCE")
-        if count == MOST_VALUES or objects > MOST_OBJECTS:
-            raise InputError(f"it holds more than {MOST_VALUES} values, or {MOST_OBJECTS} dicts, lists and tensors")
+        if count == most or objects > most // 8:
+            raise InputError(f"it holds more than {most} values, or {most // 8} dicts, lists and tensors")
         if isinstance(arg, int) and abs(arg) >= 2**64:  # any number of these may have the same hash
             raise InputError("it holds a number of more than 64 bits")
         first = (marks.pop() if name in MARKED else len(stack)) - TAKES[name]
@@ -154,16 +153,16 @@ def check_values(content: Any, *, size: int = 0) -> None:
     """Check that nested values are plain ones and dense tensors, which together are no larger than a file.
 
     Raises:
-        InputError: they are something else, more than `MOST_VALUES`, each counted as often as it is met, or nested more
-            than `MAX_DEPTH` deep, as those that hold themselves are.
+        InputError: they are something else; more than `MOST_VALUES` and a quarter of the bytes, each counted as often
+            as it is met; or nested more than `MAX_DEPTH` deep, as those that hold themselves are.
     """
-    seen, left = set[Any](), MOST_VALUES
+    seen, left = set[Any](), max(MOST_VALUES, size // 4)
 
     def check(value: Any, depth: int) -> None:
         nonlocal left, size
         left -= 1
         if left < 0 or depth > MAX_DEPTH:
-            raise InputError(f"it holds more than {MOST_VALUES} values, or nested more than {MAX_DEPTH} deep")
+            raise InputError(f"it holds too many values, or nested more than {MAX_DEPTH} deep")
         if isinstance(value, dict):
             for one in value.values():
                 check(one, depth + 1)
