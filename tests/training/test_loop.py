@@ -363,7 +363,7 @@ def test_bad_input_leaves_no_folder(settings: TrainSettings, tmp_path: Path) -> 
 
 def test_a_diverged_step_leaves_the_last_checkpoint(settings: TrainSettings, stopped: Path, tmp_path: Path) -> None:
     out = linked(stopped, tmp_path)
-    before = digests(out)
+    before = {name: digest for name, digest in digests(out).items() if name != "config.json"}  # whose lr is another
     events = train(replace(settings, lr=1e30), out, resume=True)
     with pytest.raises(
         FloatingPointError,
@@ -371,7 +371,7 @@ def test_a_diverged_step_leaves_the_last_checkpoint(settings: TrainSettings, sto
     ):
         list(events)
     assert digests(out).items() >= before.items()
-    assert {*digests(out)} - {*before} == {"failed-step.pt"}
+    assert {*digests(out)} - {*before} == {"config.json", "failed-step.pt"}
 
 
 def test_a_diverged_validation_leaves_no_checkpoint(settings: TrainSettings, tmp_path: Path) -> None:
