@@ -246,7 +246,9 @@ KINDS = ("Car", "Pedestrian", "Cyclist", "Van", "Tram", "DontCare")
 def test_a_class_that_no_file_can_hold(tmp_path: Path, to: str) -> None:
     data = content(categories=[{"id": 3, "name": "a\x85b"}, {"id": 90, "name": "dog"}, {"id": 17, "name": "bird"}])
     write_coco(tmp_path / "coco/a.json", data)
-    assert "class 'a\\x85b' cannot be written; rename it" in refused(tmp_path / "coco", tmp_path / "out", to=to)
+    assert "a.json: a class must be 1 to 200 characters, none of them a control character" in refused(
+        tmp_path / "coco", tmp_path / "out", to=to
+    )
 
 
 def test_an_image_that_must_be_converted_is_read_before_the_work(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ DIRECT = {
     ("tinydet/video.py", "VideoWriter"): "OpenCV writes to a path, here a partial one",
     ("tinydet/run_images.py", "SummaryWriter"): "TensorBoard appends to files of its own",
     ("tinydet/training/memory.py", "write_text"): "no file, but the kernel's",
-    ("tinydet/training/folder.py", "write_text"): "a lock, which says who holds it",
+    ("tinydet/files.py", "write_text"): "a lock, which says who holds it",
 }
 """What writes without `tinydet.files.atomic_write`, and why it may."""
 

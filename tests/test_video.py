@@ -1,6 +1,8 @@
 """A video becomes a drawn video and a line a frame, in the order and at the times of its frames."""
 
 import json
+import os
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -71,8 +73,12 @@ def test_what_is_no_video_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     broken.write_bytes(b"no video" * 99)
     with pytest.raises(InputError, match=r"broken\.mp4: not a readable video, or without frames"):
         open_video(str(broken))
-    with pytest.raises(InputError, match=r"gone\.mp4: no such file"):
+    with pytest.raises(InputError, match=r"gone\.mp4: not a file"):
         open_video("gone.mp4")
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")
+    shutil.copy(broken, name)
+    with pytest.raises(InputError, match="OpenCV opens no file whose name is not UTF-8; rename it"):
+        open_video(name)
     with pytest.raises(InputError, match="camera:front: a camera is named by its number, such as camera:0"):
         open_video("camera:front")
     monkeypatch.setitem(sys.modules, "cv2", None)

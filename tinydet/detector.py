@@ -128,8 +128,8 @@ class Detector:
             raise InputError(f"score_threshold must be in [0, 1], got {score_threshold}")
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        if not 0 <= overlap < 1:
-            raise InputError(f"overlap must be in [0, 1), got {overlap}")
+        if not 0 <= overlap <= 0.9:
+            raise InputError(f"overlap must be in [0, 0.9], got {overlap}")
         tile: Any = self.config.image_size if isinstance(tiles, str) and tiles == "auto" else tiles
         sides = tile if isinstance(tile, (tuple, list)) and len(tile) == 2 else (0, 0)
         if tile is not None and not all(isinstance(side, int) and side > 0 for side in sides):

@@ -5,17 +5,23 @@ import io
 import os
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from tinydet.errors import InputError, OnError, quoted, raise_error, shorten
 
 PathLike = str | os.PathLike[str]
 MAX_FOLDERS = 100_000  # in a folder of images
 PARTIAL = ".partial"
-RUN_FILES = ("last.pt", "best.pt", "epoch-*.pt", "metrics.jsonl", "config.json")
+RUN_FILES = (
+    *("last.pt", "best.pt", "epoch-*.pt", "failed-step.pt", "metrics.jsonl", "config.json", "command.txt"),
+    *("*-sheet.jpg", "losses.png", "ap.png", "precision-recall.png", "tensorboard"),
+)
+LOCK = ".tinydet.lock"  # in a folder that is written to: the id of the process that does
 MAX_NAME = 247  # bytes of a name that can have that at its end
 
 
@@ -98,6 +104,28 @@ def write_file(path: PathLike, content: str | bytes) -> None:
 def run_files(folder: Path, *, suffix: str = "") -> list[Path]:
     """List the files of a run in a folder; those with a suffix at their name's end, where one is given."""
     return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern + suffix))]
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make a folder where it is missing, and hold it; raise InputError where another process does."""
+    lock, process = FileLock(folder / LOCK), ""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            with suppress(OSError):  # the other process has just ended
+                process = (folder / LOCK).read_text()
+            text = f"{folder}: in use by process {process}; stop that first, or choose another folder"
+            raise InputError(text) from None
+    try:
+        with output_errors(folder):
+            (folder / LOCK).write_text(str(os.getpid()))
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_writable(folder: Path) -> None:

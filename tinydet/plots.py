@@ -165,7 +165,8 @@ def save_figure(figure: Figure, path: PathLike) -> None:
     """Write a figure in the format of its file's suffix; raise InputError where there is no such format."""
     if Path(path).suffix[1:] not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path}: no format of a plot; name it .png, .svg or .pdf")
-    figure.savefig(content := io.BytesIO(), format=Path(path).suffix[1:])
+    kind = Path(path).suffix[1:]
+    figure.savefig(content := io.BytesIO(), format=kind, metadata={"Software": "tinydet"} if kind == "png" else None)
     write_file(path, content.getvalue())
 
 

@@ -14,7 +14,16 @@ from tinydet.data.coco_file import Id, read_coco
 from tinydet.data.images import IMAGE_SUFFIXES, read_image, read_size
 from tinydet.draw import count_text, save_jpeg
 from tinydet.errors import InputError, OnError, list_names, raise_error, try_call
-from tinydet.files import PathLike, atomic_write, list_files, match_paths, output_errors, run_files, write_file
+from tinydet.files import (
+    PathLike,
+    atomic_write,
+    list_files,
+    lock_folder,
+    match_paths,
+    output_errors,
+    run_files,
+    write_file,
+)
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 from tinydet.reading import read_text
@@ -49,11 +58,15 @@ def read_stdin(stream: IO[bytes], folder: PathLike) -> list[str]:
     """Read the paths that a stream lists, a line each; or save the image that it is, to a folder."""
     content, image = stream.read(), Path(folder) / "stdin"
     try:
-        return [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        listed = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+        if not listed:
+            raise InputError("standard input: lists no image")
+        return listed
     except UnicodeDecodeError:  # no image is valid UTF-8
         write_file(image, content)
-        read_image(image)
-        return [str(image)]
+    if try_call(lambda _: None, read_image, image) is None:
+        raise InputError("standard input: neither UTF-8 text that lists images nor a readable image")
+    return [str(image)]
 
 
 def newest_weights(runs: PathLike = "runs") -> Path | None:
@@ -92,9 +105,7 @@ def save_predictions(
     An image NAME.png leaves a line in predictions.jsonl and kitti/NAME.txt, yolo/NAME.txt and images/NAME.jpg, all of
     them coco.json, with the ids of annotations where given; detections of other classes than theirs are not in it.
     """
-    out = Path(out)
-    clear_folder(out)
-    counts = Counter(dict.fromkeys(classes, 0))
+    out, counts = Path(out), Counter(dict.fromkeys(classes, 0))
     with open_lines(out, of="image") as write_line, atomic_write(out / "coco.json") as coco:
         with output_errors(out):
             for folder in FOLDERS:
@@ -122,14 +133,12 @@ def save_predictions(
 
 
 @contextmanager
-def open_lines(out: Path, *, of: str) -> Iterator[Callable[[str], None]]:
-    """Begin predictions.jsonl in a folder, to write a line of an image, or a frame, before its files.
+def open_lines(out: Path, *, of: str, new: Iterable[Path] = ()) -> Iterator[Callable[[str], None]]:
+    """Hold a folder for results, clear it, and begin predictions.jsonl, to write a line before the files of an image.
 
     By it the next prediction knows what to remove; an error ends with how many images or frames it holds.
     """
     path, count = out / LINES, 0
-    with output_errors(path):
-        open(path, "wb").close()
 
     def write(line: str) -> None:
         nonlocal count
@@ -142,10 +151,14 @@ def open_lines(out: Path, *, of: str) -> Iterator[Callable[[str], None]]:
             raise
         count += 1
 
-    try:
-        yield write
-    except InputError as error:
-        raise InputError(f"{error}; {path} has the detections of {count_text(count, of)}") from error
+    with lock_folder(out):
+        clear_folder(out, new=new)
+        with output_errors(path):
+            open(path, "wb").close()
+        try:
+            yield write
+        except InputError as error:
+            raise InputError(f"{error}; {path} has the detections of {count_text(count, of)}") from error
 
 
 def clear_folder(out: PathLike, *, new: Iterable[Path] = ()) -> None:
@@ -169,7 +182,7 @@ def earlier_results(out: PathLike, *, inputs: Iterable[PathLike] = (), new: Iter
             or a new file would replace one that no prediction wrote.
     """
     out = Path(out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(out.glob("[!.]*"))):
         return []
     if run := run_files(out):
         raise InputError(f"{out}: holds a run ({run[0].name}); choose another folder")

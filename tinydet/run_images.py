@@ -11,6 +11,7 @@ from PIL import Image
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.loader import Batch
 from tinydet.draw import count_text, draw, image_grid, save_jpeg, spread_rows
+from tinydet.errors import shorten
 from tinydet.evaluation import pr_curves
 from tinydet.labels import IGNORE
 from tinydet.model.postprocess import Detections
@@ -20,12 +21,17 @@ GRID_WIDTH = 1800  # pixels
 WIDE = 2.0  # width by height from which on two images fill a row instead of four
 CONFIDENT = 0.3  # score of the detections that are shown
 FEW = 3  # of the best, shown where none is confident
-NO_MATPLOTLIB = "the curves are not drawn without matplotlib: pip install 'tinydet[plot]'"
 
 
-def has_matplotlib() -> bool:
-    """Say whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
+def matplotlib_problem() -> str | None:
+    """Say why no curves are drawn, if matplotlib is not installed or cannot be imported."""
+    try:
+        import tinydet.plots  # noqa: F401
+    except ModuleNotFoundError:
+        return "the curves are not drawn without matplotlib: pip install 'tinydet[plot]'"
+    except Exception as error:  # of all kinds, of settings such as MPLBACKEND
+        return f"the curves are not drawn, because matplotlib cannot be imported ({shorten(str(error), most=100)})"
+    return None
 
 
 def save_train_grid(out: Path, batch: Batch, *, classes: Sequence[str]) -> None:
@@ -45,7 +51,7 @@ def save_epoch_images(
 ) -> None:
     """Save val-sheet.jpg, and with matplotlib losses.png, ap.png, and of the best epoch precision-recall.png."""
     save_jpeg(val_grid(val_set, detections), out / "val-sheet.jpg")
-    if has_matplotlib():
+    if matplotlib_problem() is None:
         from tinydet import plots
 
         plots.save_figure(plots.loss_curves(history), out / "losses.png")

@@ -87,7 +87,7 @@ def runs_table(entries: Sequence[RunEntry]) -> str:
     classes = class_columns(list(dict.fromkeys(name for row in best for name in row["ap_by_class"])))
     rows = [["run", "changed", "model", "epochs", "best", "mean", *classes, "metric", "minutes", "data"]]
     for name, changed, run in entries:
-        cells = [name, f"{datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}"]
+        cells = [name, _when(changed)]
         if isinstance(run, Run):
             row, minutes = best_row(run.rows), run.settings.get("minutes")
             length = f"{_text(minutes)} min" if minutes else run.settings.get("epochs", "?")
@@ -145,6 +145,14 @@ def table_lines(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in rows]
     return ["  ".join(row).rstrip() for row in cells]
+
+
+def _when(seconds: float) -> str:
+    """Format a time; a question mark where the calendar has no such year."""
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return "?"
 
 
 def _class_aps(row: Row, classes: Sequence[str]) -> list[str]:

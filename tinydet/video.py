@@ -15,7 +15,7 @@ import numpy as np
 from tinydet.detector import Detector
 from tinydet.errors import InputError
 from tinydet.files import PathLike
-from tinydet.predict import clear_folder, drawn_video, open_lines
+from tinydet.predict import drawn_video, open_lines
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 
@@ -44,7 +44,8 @@ def open_video(source: str) -> Video:
     if camera and not number.isdecimal():
         raise InputError(f"{source}: a camera is named by its number, such as camera:0")
     if not camera and not Path(source).is_file():
-        raise InputError(f"{source}: no such file")
+        raise InputError(f"{source}: not a file")
+    check_name(source)
     capture = cv2.VideoCapture(int(number) if camera else source)
     frames = _read_frames(capture, camera=camera)
     if not (first := [*islice(frames, 1)]):
@@ -52,6 +53,14 @@ def open_video(source: str) -> Video:
     stated = 0 if camera else max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     size = first[0][1].shape[:2]
     return Video(source, size, capture.get(cv2.CAP_PROP_FPS) or 25.0, stated, chain(first, frames))
+
+
+def check_name(path: PathLike) -> None:
+    """Raise InputError for a name that is not UTF-8, at which OpenCV crashes."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: OpenCV opens no file whose name is not UTF-8; rename it") from None
 
 
 def import_cv2() -> Any:
@@ -92,9 +101,9 @@ def save_video(
 
     predictions = detector.predict(images(), classes=classes, **settings)
     path = drawn_video(out, video.source)
-    clear_folder(out, new=[path])
+    check_name(path)
     partial = path.with_suffix(".partial.mp4")  # OpenCV knows the format by the suffix
-    with open_lines(Path(out), of="frame") as write_line:
+    with open_lines(Path(out), of="frame", new=[path]) as write_line:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), video.fps, video.size[::-1])
         if not writer.isOpened():
             raise InputError(f"{path}: OpenCV cannot write this video")

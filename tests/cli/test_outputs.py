@@ -14,7 +14,7 @@ from PIL import Image
 from tests.full_disk import largest_file
 from tests.soak.outputs import full_disk_cases, write_inputs
 from tinydet.cli import main
-from tinydet.cli.base import MARKS
+from tinydet.cli.output import MARKS
 from tinydet.draw import count_text
 
 CASES = dict(full_disk_cases())

@@ -89,7 +89,7 @@ def disturbed(out: Path) -> Iterator[str]:
                 histories[path.name] = loaded[inode] = loaded.get(inode) or load_checkpoint(path).training["history"]
             elif path.suffix == ".jsonl":
                 histories[path.name] = [json.loads(line) for line in path.read_text().splitlines()]
-            else:
+            elif path.suffix == ".json":
                 json.loads(path.read_text())
         except (InputError, ValueError) as error:  # noqa: PERF203
             yield f"{path.name} is broken: {error}"

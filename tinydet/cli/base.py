@@ -17,10 +17,11 @@ import click
 
 from tinydet import __version__
 from tinydet.errors import InputError, nearest, visible
-from tinydet.files import check_writable, output_errors
 from tinydet.training.settings import TrainSettings
 
-PATH = click.Path(path_type=Path)
+PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
+COUNT = click.IntRange(1, 2**31 - 1)
+MOST_PIXELS = 16_384  # of a side
 option = partial(click.option, show_default=True)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -29,6 +30,9 @@ class Group(click.Group):
     """A group of commands whose errors are one line, and that suggests the nearest name for an unknown one."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by who started it; files would get its number
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
         with one_line_errors():
             return super().main(*args, **kwargs)
 
@@ -120,8 +124,10 @@ class Parsed(click.ParamType):
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    height, width = map(int, text.split("x"))
-    return positive(height), positive(width)
+    height, width = (positive(int(side)) for side in text.split("x"))
+    if max(height, width) > MOST_PIXELS:
+        raise ValueError
+    return height, width
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -149,42 +155,7 @@ def positive(number: int) -> int:
     return number
 
 
-# What the first kilobyte holds of a file that tinydet wrote, by its suffix.
-MARKS = {".html": b'content="tinydet"', ".png": b"Matplotlib", ".svg": b"Matplotlib", ".pdf": b"%\xac\xdc \xab\xba"}
-MARKS |= {".onnx": b"\x12\x07pytorch", ".pt2": b"PK\x03\x04"}
-
-
-def check_output(path: Path, *suffixes: str, by: str) -> None:
-    """Make the folder of a file to write; raise InputError unless it can hold that, and nothing else is replaced.
-
-    A file with one of the suffixes, if there are any, replaces one that tinydet wrote.
-    """
-    if suffixes and path.suffix not in suffixes:
-        raise InputError(f"{path}: {by} writes a file named *{' or *'.join(suffixes)}")
-    with output_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if suffixes and path.exists():
-            with open(path, "rb") as file:
-                begin = file.read(1024)
-            if begin and MARKS[path.suffix] not in begin:
-                raise InputError(f"{path}: exists, and was not written by tinydet; name another file by {by}")
-    check_writable(path.parent)
-
-
-class Output(click.Path):
-    """A path of a file to write, of these suffixes, that `check_output` checks before the work."""
-
-    def __init__(self, *suffixes: str) -> None:
-        super().__init__(dir_okay=False, writable=True, path_type=Path)
-        self.suffixes = suffixes
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path: Any = super().convert(value, param, ctx)
-        check_output(path, *self.suffixes, by=param.opts[0] if param else "")
-        return path
-
-
-SIZE = Parsed("HxW", parse_size, "HEIGHTxWIDTH in pixels, such as 256x896")
+SIZE = Parsed("HxW", parse_size, f"HEIGHTxWIDTH in pixels, at most {MOST_PIXELS}, such as 256x896")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {
     "classes": NAMES,
@@ -243,9 +214,7 @@ score_option = option(
     type=click.FloatRange(0, 1),
     help="Leave out detections that score lower.",
 )
-max_detections_option = option(
-    "--max-detections", default=100, type=click.IntRange(1), help="Largest number of boxes an image."
-)
+max_detections_option = option("--max-detections", default=100, type=COUNT, help="Largest number of boxes an image.")
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -256,7 +225,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name

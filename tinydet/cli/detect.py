@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from tinydet.cli.base import (
+    COUNT,
     NAMES,
     PATH,
     TYPES,
     Choice,
-    Output,
     choose_device,
     command,
     device_option,
@@ -27,6 +27,7 @@ from tinydet.cli.base import (
     setting_options,
     weights_option,
 )
+from tinydet.cli.output import Output
 from tinydet.errors import InputError
 from tinydet.files import write_file
 
@@ -38,7 +39,7 @@ def view_options(function: Callable[..., None]) -> Callable[..., None]:
         option(
             "--overlap",
             default=0.2,
-            type=click.FloatRange(0, 1, max_open=True),
+            type=click.FloatRange(0, 0.9),
             help="Overlap of tiles, as a share of their sides.",
         ),
         option("--tiles", type=TYPES["image_size"], help=tiles_help),
@@ -77,7 +78,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
     help="Split of DATA; default: val, or all of a single file of annotations.",
 )
 @option("--classes", type=NAMES, help="Class names to score; default: those of the weights, or of DATA.")
-@option("--batch-size", default=8, type=click.IntRange(1), help="Images in a batch.")
+@option("--batch-size", default=8, type=COUNT, help="Images in a batch.")
 @view_options
 @option("--report", type=Output(".html"), help="Write a page with curves and errors to this file.")
 @json_option
@@ -158,7 +159,7 @@ def evaluate(
 @max_detections_option
 @option("--nms", "method", default="soft", type=Choice(["soft", "hard"]), help="Suppression method.")
 @view_options
-@option("--batch-size", default=1, type=click.IntRange(1), help="Images in a batch.")
+@option("--batch-size", default=1, type=COUNT, help="Images in a batch.")
 @option("--compile", is_flag=True, help="Compile the network first, which takes a minute: for many images.")
 @option("--coco", type=PATH, help="COCO annotations whose image and category ids coco.json gets.")
 @device_option

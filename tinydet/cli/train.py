@@ -15,7 +15,6 @@ import click
 from tinydet.cli.base import (
     FIELDS,
     PATH,
-    Output,
     choose_device,
     command,
     counting,
@@ -28,6 +27,7 @@ from tinydet.cli.base import (
     progress_bar,
     setting_options,
 )
+from tinydet.cli.output import Output
 from tinydet.errors import InputError
 from tinydet.files import write_file
 from tinydet.training.settings import TrainSettings
@@ -102,7 +102,7 @@ def train(
     if resume:
         if out is None:
             raise InputError("--resume: name the run to resume by --out")
-        fixed = [*({"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}), "data"]
+        fixed = [{"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}]
         settings = resumed_settings(out, settings, fixed=fixed)
     repeated, caught = shlex.join(["tinydet", *sys.argv[1:]]), list[int]()
     events = train_loop(
@@ -120,6 +120,9 @@ def train(
             show_run(started, events)
     except InputError as error:
         raise InputError(f"{error}; then go on with: {again}") from error
+    except BrokenPipeError:
+        echo(f"standard output was closed; go on with: {again}", err=True)
+        raise
     if caught:
         echo(f"stopped; go on with: {again}", err=True)
         ctx.exit(128 + caught[0])
@@ -152,9 +155,8 @@ def show_run(started: "Started", events: "Iterator[Event]") -> None:
     from tinydet.cli.text import epoch_head, epoch_row
     from tinydet.run_images import (
         GRID_IMAGES,
-        NO_MATPLOTLIB,
-        has_matplotlib,
         log_epoch,
+        matplotlib_problem,
         open_tensorboard,
         save_epoch_images,
         save_train_grid,
@@ -168,8 +170,8 @@ def show_run(started: "Started", events: "Iterator[Event]") -> None:
     count = min(GRID_IMAGES, len(run.train_set))
     batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
     save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
-    if not has_matplotlib():
-        echo(f"note: {NO_MATPLOTLIB}", err=True)
+    if problem := matplotlib_problem():
+        echo(f"note: {problem}", err=True)
     head, bar = epoch_head(run.config.classes), None
     for event in events:
         if isinstance(event, Stepped):

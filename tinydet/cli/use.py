@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from tinydet.cli.base import (
+    FILE,
     PATH,
     SIZE,
     Choice,
-    check_output,
     command,
     echo,
     json_option,
@@ -19,6 +19,7 @@ from tinydet.cli.base import (
     option,
     score_option,
 )
+from tinydet.cli.output import check_output
 from tinydet.errors import InputError
 from tinydet.files import write_file
 
@@ -26,7 +27,7 @@ from tinydet.files import write_file
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
-@option("--out", type=PATH, help="Output file; default: beside WEIGHTS.")
+@option("--out", type=FILE, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
 @option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
 @score_option
@@ -49,6 +50,8 @@ def export(
 
     out = out or weights.with_suffix(FORMATS[format])
     check_output(out, FORMATS[format], by="--out")
+    if out.exists() and out.samefile(weights):
+        raise InputError(f"{out}: is the input; name another file by --out")
     detector = load_detector(weights)
     sample = sample_image(image, size or (None if image else detector.config.image_size))
     difference = export_model(detector, out, format=format, image=sample, **settings)
@@ -90,7 +93,7 @@ def info(weights: Path, as_json: bool) -> None:
 @command()
 @click.argument("weights", type=PATH)
 @option("--format", default="torch", type=Choice(["torch", "safetensors"]), help="Format of the file.")
-@option("--out", type=PATH, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
+@option("--out", type=FILE, help="Output file; default: NAME-stripped.pt or .safetensors beside WEIGHTS.")
 def strip(weights: Path, format: str, out: Path | None) -> None:
     """Strip a checkpoint of its training state.
 

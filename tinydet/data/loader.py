@@ -1,9 +1,12 @@
 """Examples to batches, by as many workers as there are to spare."""
 
+import atexit
 import os
 import re
 import signal
 import sys
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -184,12 +187,27 @@ class _Loader(DataLoader[Batch]):
             **settings,
         )
 
+    def _get_iterator(self) -> Any:
+        """Start the workers, and see that they end with this process: `_start_worker` makes them hard to end."""
+        iterator = super()._get_iterator()
+        atexit.register(_end_workers, weakref.ref(iterator))
+        return iterator
+
     def __iter__(self) -> Any:
         """Pass a worker's `InputError` on as the one line it was, without the traceback that torch adds."""
         try:
             yield from super().__iter__()
         except InputError as error:
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
+
+
+def _end_workers(iterator: Any) -> None:
+    """End the workers of an iterator that is still there, as after an error, when Python exits."""
+    if workers := getattr(iterator(), "_workers", None):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+        for worker in workers:
+            worker.kill()
 
 
 def _start_worker(_: int, *, augments: bool) -> None:

@@ -4,17 +4,16 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from tinydet.errors import InputError, try_call
-from tinydet.files import PARTIAL, output_errors, run_files, write_file
+from tinydet.files import PARTIAL, lock_folder, output_errors, run_files, write_file
 from tinydet.model.config import ModelConfig
 from tinydet.training.schedule import best_row
 from tinydet.training.settings import TrainSettings
@@ -22,7 +21,6 @@ from tinydet.weights.checkpoint import Checkpoint, load_checkpoint
 
 RUNS = Path("runs")
 """Folder of the runs whose folder nobody named."""
-LOCK = ".lock"  # holds the id of the process that trains
 
 
 @contextmanager
@@ -32,39 +30,28 @@ def claim_folder(out: Path, *, resume: bool = False, new: bool = False) -> Itera
     Raises:
         InputError: another process holds it, it cannot be written, or there is a run in it that is not resumed.
     """
-    made, lock, process = new or not out.exists(), FileLock(out / LOCK), ""
+    made = new or not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        with suppress(OSError):  # the other process has just ended
-            process = (out / LOCK).read_text()
-        raise InputError(f"{out}: in use by process {process}; stop that first, or choose another folder") from None
-    except OSError as error:
-        raise InputError(f"{out}: cannot be the folder of a run ({error.strerror}); choose another") from None
-    try:
-        with output_errors(out):
-            (out / LOCK).write_text(str(os.getpid()))
-        if not resume and (files := run_files(out)):
-            raise InputError(f"{out}: holds a run already ({files[0].name}); resume it, or choose another folder")
-        for partial in run_files(out, suffix=PARTIAL):  # of a process that was killed
-            partial.unlink()
-        yield
+        with lock_folder(out):
+            if not resume and (files := run_files(out)):
+                raise InputError(f"{out}: holds a run already ({files[0].name}); resume it, or choose another folder")
+            for partial in run_files(out, suffix=PARTIAL):  # of a process that was killed
+                partial.unlink()
+            yield
     finally:
-        if not run_files(out):
-            (out / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # it holds something else
-                if made:
-                    out.rmdir()
-        lock.release()
+        if made:
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
 
 
 def new_folder(model: str) -> Path:
     """Make the first of runs/MODEL-1, runs/MODEL-2, ... that does not exist yet."""
-    for number in count(1):
-        with suppress(FileExistsError):
-            (out := RUNS / f"{model}-{number}").mkdir(parents=True)
-            return out
+    with output_errors(RUNS):
+        RUNS.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            with suppress(FileExistsError):
+                (out := RUNS / f"{model}-{number}").mkdir()
+                return out
     raise AssertionError
 
 
@@ -79,8 +66,8 @@ def load_last(out: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
     last, errors, steps = out / "last.pt", list[InputError](), dict[Path, int]()
     if try_call(errors.append, load_checkpoint, last) is not None:
         return load_checkpoint(last, device=device)
-    for path in run_files(out):
-        if path.suffix == ".pt" and (found := try_call(errors.append, load_checkpoint, path)):
+    for path in [out / "best.pt", *out.glob("epoch-*.pt")]:
+        if found := try_call(errors.append, load_checkpoint, path):
             steps[path] = found.training.get("step", -1)  # -1: stripped
     if max(steps.values(), default=-1) < 0:
         raise errors[0]
@@ -130,8 +117,8 @@ def link_file(path: Path, other: Path) -> None:
             partial.unlink(missing_ok=True)  # it is still there where both were one file
 
 
-def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -> TrainSettings:
-    """Read the settings that a run started with; the number of workers and the data's path may change.
+def resumed_settings(out: Path, given: TrainSettings, *, fixed: Collection[str]) -> TrainSettings:
+    """Read the settings that a run started with; the number of workers and the paths of the data may change.
 
     Raises:
         InputError: there is no such run, or one of the `fixed` names was given another value than it started with.
@@ -144,9 +131,10 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Iterable[str]) -
         raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
     for name in fixed:
         was, now = getattr(started, name), getattr(given, name)
-        same = Path(was).resolve() == Path(now).resolve() if name == "data" else was == now
+        same = was == now
         if not same and name == "augment":
             raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
-        if not same and name != "workers":
+        if not same and name not in ("workers", "data", "val"):
             raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
-    return dataclasses.replace(started, workers=given.workers, data=given.data)
+    val = given.val if "val" in fixed else started.val
+    return dataclasses.replace(started, workers=given.workers, data=given.data, val=val)

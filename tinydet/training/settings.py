@@ -58,7 +58,7 @@ class TrainSettings:
         "Defaults of --optimizer, --scale-range, --copy-paste and --crop: those measured best here, or the paper's.",
         choices=tuple(RECIPES),
     )
-    epochs: int = setting(50, "Passes over the training images.", low=1)
+    epochs: int = setting(50, "Passes over the training images.", low=1, high=10**9)
     minutes: float | None = setting(
         None, "Length of the run in minutes, its last validation included; instead of --epochs.", low=0, above=True
     )

@@ -71,7 +71,11 @@ def imagenet_package(backbone: str) -> Path | None:
 def cache_folder() -> Path:
     """Return TINYDET_CACHE, or `tinydet` in XDG_CACHE_HOME or in ~/.cache."""
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TINYDET_CACHE") or f"{parent}/tinydet").expanduser()
+    folder = os.environ.get("TINYDET_CACHE") or f"{parent}/tinydet"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{folder}: {error}; set TINYDET_CACHE to a folder") from None
 
 
 def download_file(url: str, path: Path, *, progress: bool = False) -> Path:
