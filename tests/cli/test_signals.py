@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.checkpoints import hollow
 from tests.kitti_folders import write_kitti
 from tinydet.cli import main
-from tinydet.model.config import model_config
-from tinydet.weights.checkpoint import load_checkpoint, save_checkpoint
+from tinydet.weights.checkpoint import load_checkpoint
 
 LISTS = {"train": [f"{i:06d}" for i in range(4)], "val": ["000004"]}
 # Sends signals to its own process group, the workers too, before the fourth step.
@@ -72,26 +70,3 @@ def test_other_commands_end_by_ctrl_c_with_its_status(monkeypatch: pytest.Monkey
     monkeypatch.setattr("tinydet.runs.list_runs", interrupt)
     result = CliRunner().invoke(main, ["runs"])
     assert (result.exit_code, result.stderr) == (130, "\nstopped\n")
-
-
-def test_workers_end_with_a_command_that_ends_by_ctrl_c(tmp_path: Path) -> None:
-    """Though they leave the first SIGTERM to the process that trains, as that of the end of Python."""
-    code = """if True:
-        import os, signal
-        import tinydet.evaluation
-        from tinydet.cli import main
-
-        detect = tinydet.evaluation.detect
-
-        def interrupted(*arguments, **settings):
-            os.killpg(0, signal.SIGINT)
-            return detect(*arguments, **settings)
-
-        tinydet.evaluation.detect = interrupted
-        main()
-    """
-    data, weights = write_kitti(tmp_path / "kitti", 5, lists=LISTS), tmp_path / "best.pt"
-    save_checkpoint(weights, hollow(model_config("lite0", classes=("Car",), image_size=(64, 64))))
-    command = [sys.executable, "-c", code, "evaluate", str(data), "--weights", str(weights), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "\nstopped\n")

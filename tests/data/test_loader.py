@@ -5,6 +5,8 @@ import pickle
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,3 +304,17 @@ def test_batches_that_are_done_are_skipped(dataset: KittiDataset) -> None:
     assert (len(whole), len(rest)) == (6, 4)
     for one, other in zip(whole[2:], rest, strict=True):
         assert_same(one, other)
+
+
+def test_workers_end_with_python(tmp_path: Path) -> None:
+    """Though they leave a first SIGTERM to the process that trains, and the end of Python sends them only one."""
+    write_kitti(tmp_path, 8, lists={"val": [f"{i:06d}" for i in range(8)]})
+    code = f"""if True:
+        from tinydet.data.kitti import KittiDataset
+        from tinydet.data.loader import val_batches
+        from tinydet.model.config import model_config
+        loader = val_batches(KittiDataset({str(tmp_path)!r}, "val", classes=["Car"]), model_config("lite0"), workers=1)
+        batches = iter(loader)
+        next(batches)
+        raise SystemExit(3)"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3
