@@ -161,7 +161,7 @@ def test_a_pil_image_of_any_mode_is_turned_upright(image: np.ndarray) -> None:
         ({"score_threshold": 2}, r"score_threshold must be in \[0, 1\], got 2"),
         ({"method": "no"}, "method must be one of soft, hard; got 'no'"),
         ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"overlap": 1.0}, r"overlap must be in \[0, 0\.9\], got 1.0"),
         ({"tiles": "large"}, r"tiles must be \(height, width\) in pixels or \"auto\", got 'large'"),
         ({"tiles": (0, 50)}, r"tiles must be .*, got \(0, 50\)"),
         ({"tiles": 64}, "tiles must be .*, got 64"),

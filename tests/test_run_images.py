@@ -22,7 +22,15 @@ from tinydet.data.loader import Batch
 from tinydet.draw import PALETTE
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.postprocess import Detections
-from tinydet.run_images import GRID_IMAGES, log_epoch, open_tensorboard, save_epoch_images, save_train_grid, val_grid
+from tinydet.run_images import (
+    GRID_IMAGES,
+    log_epoch,
+    matplotlib_problem,
+    open_tensorboard,
+    save_epoch_images,
+    save_train_grid,
+    val_grid,
+)
 
 CLASSES, VAL = ("Car", "Pedestrian"), 20
 
@@ -73,9 +81,23 @@ def test_without_matplotlib_there_are_no_curves(
     val_set: KittiDataset, found: list[Detections], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tinydet.run_images, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tinydet.plots", None)
+    monkeypatch.delattr(tinydet, "plots", raising=False)
+    assert matplotlib_problem() == "the curves are not drawn without matplotlib: pip install 'tinydet[plot]'"
     save_epoch_images(tmp_path, [row(1)], val_set, found, best=True)
     assert set(files(tmp_path)) == {"val-sheet.jpg"}
     assert open_tensorboard(tmp_path, step=0) is None
+
+
+def test_settings_of_matplotlib_that_it_refuses_are_a_note() -> None:
+    code = "from tinydet.run_images import matplotlib_problem; print(matplotlib_problem())"
+    environment = {**os.environ, "MPLBACKEND": "foo"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    assert said.startswith(
+        "the curves are not drawn, because matplotlib cannot be imported (Key backend: 'foo' is not "
+    )
 
 
 def test_matplotlib_is_loaded_only_to_plot() -> None:
