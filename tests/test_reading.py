@@ -137,3 +137,8 @@ def test_fields_are_of_their_kinds(changes: dict[str, Any], said: str) -> None:
         with pytest.raises(InputError) as caught:
             check_field(value, FIELDS, where="a.json")
         assert str(caught.value).startswith(said)
+
+
+def test_keys_that_are_no_texts_are_named_too() -> None:
+    with pytest.raises(InputError, match="file: 1 must be text, got 2"):
+        check_field({1: 2}, {str: str}, where="file")

@@ -153,7 +153,7 @@ def check_field(value: Any, field: Field, *, where: str) -> None:
         raise InputError(f"{where} must be {' or '.join(kinds)}, got {quoted(value)}")
     if isinstance(one := fitting[0], dict):
         for key in value if str in one else one:
-            check_field(value.get(key), one.get(key, one.get(str)), where=f"{where}: {shorten(key)}")
+            check_field(value.get(key), one.get(key, one.get(str)), where=f"{where}: {shorten(str(key))}")
     if isinstance(one, list):
         for n, inner in enumerate(value):
             check_field(inner, one[0], where=f"{where}: number {n}")

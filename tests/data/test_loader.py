@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,12 +289,14 @@ def test_a_worker_that_dies_names_its_image(harm: Callable[[], None]) -> None:
 
 def test_workers_leave_signals_to_the_process_that_trains() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    hooks = sys.excepthook, Queue._on_queue_feeder_error  # type: ignore[attr-defined]
     try:
         _start_worker(0, augments=False)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         os.kill(os.getpid(), signal.SIGTERM)  # of a scheduler, to all processes; the next one is the loader's
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
+        sys.excepthook, Queue._on_queue_feeder_error = hooks  # type: ignore[attr-defined]
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
 

@@ -214,6 +214,7 @@ def _start_worker(_: int, *, augments: bool) -> None:
     """Leave signals of a terminal or a scheduler to the process that trains; keep OpenCV to one thread, as torch is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one ends it
+    sys.excepthook = lambda *_: None  # of threads that served a process that is gone; other errors do not come here
     # Without room in shared memory for a batch the worker would go on, and the batch be waited for without end.
     Queue._on_queue_feeder_error = staticmethod(lambda *_: os._exit(1))  # type: ignore[attr-defined]
     if augments:

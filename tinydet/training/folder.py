@@ -58,21 +58,25 @@ def new_folder(model: str) -> Path:
 def load_last(out: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
     """Read the checkpoint that a run goes on from: last.pt, or where that is damaged the newest other one.
 
-    The damaged file is kept as last.pt.damaged, and the other one gets its name, with a warning.
+    What is damaged is kept as NAME.damaged, and the other one gets the name last.pt, with a warning.
 
     Raises:
         InputError: there is none that can be read.
     """
-    last, errors, steps = out / "last.pt", list[InputError](), dict[Path, int]()
+    last, errors = out / "last.pt", list[InputError]()
     if try_call(errors.append, load_checkpoint, last) is not None:
         return load_checkpoint(last, device=device)
-    for path in [out / "best.pt", *out.glob("epoch-*.pt")]:
+    steps, damaged = dict[Path, int](), [last]
+    for path in [*out.glob("best.pt"), *out.glob("epoch-*.pt")]:
         if found := try_call(errors.append, load_checkpoint, path):
             steps[path] = found.training.get("step", -1)  # -1: stripped
+        else:
+            damaged.append(path)
     if max(steps.values(), default=-1) < 0:
         raise errors[0]
-    with suppress(FileNotFoundError):
-        last.replace(f"{last}.damaged")
+    for path in damaged:
+        with suppress(FileNotFoundError):
+            path.replace(f"{path}.damaged")
     newest = max(steps, key=lambda path: steps[path])
     link_file(newest, last)
     warnings.warn(f"{errors[0]}; goes on from {newest.name}, after step {steps[newest]}", stacklevel=1)

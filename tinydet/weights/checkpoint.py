@@ -21,6 +21,7 @@ from tinydet.weights.torch_file import load_torch_file
 FORMAT = "tinydet-1"
 SAFETENSORS = ".safetensors"
 RUN = ("settings", "history", "weights")  # of what training holds, all that is told of a run
+MOST_JSON = 2**23  # characters of a config or of training in a header: each takes up to thirty bytes when parsed
 LONGEST = 300  # characters of what a message cites
 
 
@@ -72,6 +73,7 @@ def strip(path: PathLike, out: PathLike) -> tuple[int, int]:
     """
     whole = load_checkpoint(path)
     training = {name: value for name, value in whole.training.items() if name in RUN}
+    training["history"] = training.get("history", [])[-1:]
     # Two names for the same tensors, which torch.save writes once.
     stripped = whole._replace(params=whole.ema_params, buffers=whole.ema_buffers, training=training)
     (save_safetensors if Path(out).suffix == SAFETENSORS else save_checkpoint)(out, stripped)
@@ -176,6 +178,8 @@ def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str
         header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not header.get("format", "").startswith("tinydet"):
         return tensors
+    if max(map(len, header.values())) > MOST_JSON:
+        raise InputError(f"its header holds more than {MOST_JSON} characters")
     try:
         content = {name: json.loads(header.get(name, "null")) for name in ("config", "training")}
     except json.JSONDecodeError as error:
