@@ -285,6 +285,8 @@ def test_a_worker_that_dies_names_its_image(harm: Callable[[], None]) -> None:
         r"image c: the process that loaded it died \(DataLoader worker .*\); try fewer workers$", str(error)
     )
     assert dead_worker(RuntimeError("another"), val) is None
+    early = dead_worker(RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated."), val)
+    assert str(early).startswith("a process died before it loaded an image (DataLoader worker (pid 1) is killed")
 
 
 def test_workers_leave_signals_to_the_process_that_trains() -> None:

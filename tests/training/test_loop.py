@@ -558,3 +558,20 @@ def test_a_few_images_are_overfitted(tmp_path: Path) -> None:
     assert all(row["COCO"]["AP50"] <= 99.9 for row in rows[:-1])
     assert "KITTI" not in rows[-1]
     assert any("overfit" in text and "1 image" in text for text in messages)
+
+
+def test_workers_that_a_signal_has_ended_too_end_no_run_in_error(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = list[bool]()
+
+    def ended(*_: Any, **__: Any) -> Any:
+        stopped.append(True)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(tinydet.training.loop, "validate", ended)
+    events = list(train(settings, tmp_path / "run", stop=lambda: bool(stopped)))
+    assert isinstance(events[-1], Stepped)
+    assert load_checkpoint(tmp_path / "run/last.pt").training["step"] == STEPS
+    with pytest.raises(InputError, match="a process died before it loaded an image"):
+        list(train(settings, tmp_path / "another", stop=lambda: False))

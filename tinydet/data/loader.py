@@ -231,4 +231,4 @@ def dead_worker(error: RuntimeError, *loaders: Any) -> InputError | None:
             index = examples.place(examples.loading[2 * pids.index(int(found[1])) + 1])[1]
             name = getattr(examples.dataset, "names", range(len(examples.dataset)))[index]
             return InputError(f"image {name}: the process that loaded it died ({error}); try fewer workers")
-    return None
+    return InputError(f"a process died before it loaded an image ({error}); try fewer workers")

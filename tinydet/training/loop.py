@@ -87,7 +87,7 @@ class EpochSums(NamedTuple):
     waited: float = 0.0  # of them, for batches
 
 
-class StopTraining(Exception):
+class StopTraining(RuntimeError):
     """The run was asked to stop."""
 
 
@@ -230,11 +230,12 @@ def run_epochs(
             if settings.overfit is None:
                 yield from map(Message, diagnose(history, settings))
             spent = spend(run, history, state.step, elapsed=clock())
-    except StopTraining:
+    except RuntimeError as error:
+        died = dead_worker(error, train_loader, val_loader)
+        if not isinstance(error, StopTraining) and not (died and stop()):  # a signal may have ended the workers too
+            raise died or error from None
         training |= {"micro_batches": micro_batches, "elapsed": clock(), "epoch": sums._asdict()}
         save(out / "last.pt", state, config, **training)
-    except RuntimeError as error:
-        raise dead_worker(error, train_loader, val_loader) or error from None
     if settings.overfit is not None and found:
         yield from map(Message, diagnose_overfit(run.val_set, found, config, history))
 
