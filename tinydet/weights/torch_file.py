@@ -40,6 +40,7 @@ ORDERED_DICT = "collections OrderedDict"
 CALLED = {f"torch {kind}Storage" for kind in KINDS} | {ORDERED_DICT, "torch Size", "torch device"}
 CALLED |= {f"torch._utils _rebuild_{name}" for name in ("tensor_v2", "parameter", "parameter_with_state")}
 CALLED |= {str(value).replace(".", " ") for value in vars(torch).values() if isinstance(value, torch.dtype)}
+FLAT = CALLED | {"value"}  # what a tuple holds whose hash is taken
 
 
 def load_torch_file(file: io.BufferedReader, *, size: int, device: torch.device | str = "cpu") -> Any:
@@ -101,7 +102,7 @@ def check_pickle(file: IO[bytes], *, most: int = MOST_VALUES) -> None:
     """Check a pickle before it is read: what it builds, and what it calls.
 
     Raises:
-        InputError: it has other opcodes than `TAKES`, more than `MOST_VALUES`; calls something else than `CALLED`;
+        InputError: it has other opcodes than `TAKES`, or more than `most`; calls something else than `CALLED`;
             or has keys that are neither texts nor numbers, a few of which can take hours to compare.
         Exception: of many types, where its bytes mean nothing.
     """
@@ -134,7 +135,7 @@ def check_pickle(file: IO[bytes], *, most: int = MOST_VALUES) -> None:
             case "EMPTY_TUPLE", _:
                 stack.append("empty")
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3", _:
-                stack.append("flat" if {*items} <= {"value"} | CALLED else "nested")
+                stack.append("flat" if FLAT.issuperset(items) else "nested")
             case "EMPTY_LIST" | "EMPTY_DICT" | "APPEND" | "APPENDS" | "BUILD", _:
                 stack.append("nested")
             case "SETITEM" | "SETITEMS", [_, *pairs] if {*pairs[::2]} <= {"value"}:
