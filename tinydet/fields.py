@@ -13,6 +13,7 @@ from tinydet.errors import CONTROL, InputError, nearest, quoted
 
 NUMBERS: dict[Any, type] = {int: Integral, float: Real}
 LONGEST_NAME = 200  # characters
+MOST_NAMES = 100_000  # of the classes of a model or of data
 
 
 def setting(

@@ -132,7 +132,6 @@ def train(
 @contextmanager
 def first_signal(caught: list[int]) -> Iterator[None]:
     """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
-
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def catch(number: int, _: Any) -> None:

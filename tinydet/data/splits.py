@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from tinydet.errors import InputError, OnError, list_names, list_some, nearest, quoted
-from tinydet.fields import check_name
+from tinydet.fields import MOST_NAMES, check_name
 from tinydet.files import composed
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.reading import parse_lines
 
-MAX_NAMES = 100_000  # of classes; characters of each
 DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -69,8 +68,8 @@ def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[
 
 def check_class_names(names: Sequence[str], *, where: str) -> None:
     """Raise InputError where there are more than 100,000 names of classes, or one cannot be printed in a line."""
-    if len(names) > MAX_NAMES:
-        raise InputError(f"{where}: {len(names):,} classes; there may be {MAX_NAMES:,}")
+    if len(names) > MOST_NAMES:
+        raise InputError(f"{where}: {len(names):,} classes; there may be {MOST_NAMES:,}")
     for name in names:
         check_name(name, kind=f"{where}: a class")
 

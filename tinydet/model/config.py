@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from tinydet.errors import InputError, nearest, quoted
-from tinydet.fields import check_fields, check_name, setting
+from tinydet.fields import MOST_NAMES, check_fields, check_name, setting
 from tinydet.model.backbone import BACKBONES
 from tinydet.model.bifpn import FUSION_METHODS
 from tinydet.model.layers import ACTIVATIONS, PADDINGS
@@ -36,7 +36,7 @@ class ModelConfig:
     num_channels: int = setting(low=1, high=4096)  # of the BiFPN and of the heads
     fpn_repeats: int = setting(low=1, high=32)
     head_repeats: int = setting(low=1, high=32)
-    classes: tuple[str, ...] = setting(COCO_CLASSES, most=100_000)
+    classes: tuple[str, ...] = setting(COCO_CLASSES, most=MOST_NAMES)
     levels: tuple[int, ...] = setting((3, 4, 5, 6, 7), high=10)
     fusion: str = setting("fast", choices=tuple(FUSION_METHODS))
     activation: str = setting("swish", choices=tuple(ACTIVATIONS))

@@ -64,8 +64,8 @@ def load_last(out: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
         InputError: there is none that can be read.
     """
     last, errors = out / "last.pt", list[InputError]()
-    if try_call(errors.append, load_checkpoint, last) is not None:
-        return load_checkpoint(last, device=device)
+    if (checkpoint := try_call(errors.append, load_checkpoint, last)) is not None:  # whatever ails the device
+        return checkpoint if torch.device(device).type == "cpu" else load_checkpoint(last, device=device)
     steps, damaged = dict[Path, int](), [last]
     for path in [*out.glob("best.pt"), *out.glob("epoch-*.pt")]:
         if found := try_call(errors.append, load_checkpoint, path):
@@ -135,10 +135,10 @@ def resumed_settings(out: Path, given: TrainSettings, *, fixed: Collection[str])
         raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
     for name in fixed:
         was, now = getattr(started, name), getattr(given, name)
-        same = was == now
-        if not same and name == "augment":
+        if was == now or name in ("workers", "data", "val"):
+            continue
+        if name == "augment":
             raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
-        if not same and name not in ("workers", "data", "val"):
-            raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
+        raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
     val = given.val if "val" in fixed else started.val
     return dataclasses.replace(started, workers=given.workers, data=given.data, val=val)
