@@ -83,13 +83,16 @@ def atomic_write(path: PathLike, *, sync: bool = True) -> Iterator[IO[bytes]]:
         own = _is_file(partial, opened)
         file.close()
         if own:
-            os.unlink(partial)
+            Path(partial).unlink(missing_ok=True)
         raise
 
 
 def _is_file(path: str, opened: os.stat_result) -> bool:
     """Say whether a path leads to a file that is open, and not to one that has taken its place."""
-    return os.path.exists(path) and os.path.samestat(opened, os.stat(path))
+    try:
+        return os.path.samestat(opened, os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_file(path: PathLike, content: str | bytes) -> None:
