@@ -12,6 +12,11 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from tinydet.errors import InputError, OnError, quoted, raise_error, shorten
 
 PathLike = str | os.PathLike[str]
@@ -64,7 +69,7 @@ def atomic_write(path: PathLike, *, sync: bool = True) -> Iterator[IO[bytes]]:
     folder, name = os.path.split(path)
     partial = os.path.join(folder, os.fsdecode(os.fsencode(name)[:MAX_NAME]) + PARTIAL)
     note = "; the old file is as it was" if os.path.isfile(path) else "; not written"
-    with output_errors(path, note=note):
+    with output_errors(path, note=note), _turns(folder):
         Path(partial).unlink(missing_ok=True)
         file = _Output(partial, "x")
     opened = os.fstat(file.fileno())
@@ -75,16 +80,31 @@ def atomic_write(path: PathLike, *, sync: bool = True) -> Iterator[IO[bytes]]:
                 raise file.error
             if sync:
                 os.fsync(file.fileno())
-            if not _is_file(partial, opened):
-                raise FileExistsError(errno.EEXIST, "another process writes it too", partial)
-            file.close()
-            os.replace(partial, path)
+            with _turns(folder):
+                if not _is_file(partial, opened):
+                    raise FileExistsError(errno.EEXIST, "another process writes it too", partial)
+                file.close()
+                os.replace(partial, path)
     except BaseException:
         own = _is_file(partial, opened)
         file.close()
         if own:
             Path(partial).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _turns(folder: str) -> Iterator[None]:
+    """Let one process at a time change the names in a folder, where the system can lock it."""
+    place = os.open(folder or ".", os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl and place is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        if place is not None:
+            os.close(place)
 
 
 def _is_file(path: str, opened: os.stat_result) -> bool:
