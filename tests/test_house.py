@@ -18,7 +18,7 @@ NOWHERE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 # Rooms from left to right; a file imports from its own room, one way, and from rooms to its left, and these packages.
 PLAN = [
     ("labels errors fields files reading prefetch", "filelock yaml"),
-    ("ops", "torch"),
+    ("ops distributed", "torch"),
     ("model", "torch"),
     ("weights", "torch filelock safetensors"),
     ("data", "numpy torch PIL albumentations"),
@@ -28,7 +28,7 @@ PLAN = [
     ("predict video export convert", "numpy torch PIL cv2 onnxruntime onnxscript"),
     ("training", "numpy torch filelock"),
     ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),
-    ("cli", "click torch tinydet"),
+    ("cli __main__", "click torch tinydet"),
 ]
 APART = {"ops": "data metrics", "data": "ops model weights metrics", "metrics": "ops model weights data"}
 """Rooms that know nothing of each other though one is to the left."""

@@ -18,8 +18,8 @@ from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig
 from tinydet.runs import class_columns
 from tinydet.training.autosize import AnchorRecall, anchor_recall, best_input, compare_inputs
+from tinydet.training.choices import resolve_config
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import resolve_config
 
 THREADS = 4  # that read images
 PAGE_IMAGES, PAGE_WIDTH = 12, 600  # images of each split on the page; their width at most, in pixels

@@ -23,6 +23,14 @@ class InputError(ValueError):
         super().__init__("\n".join(map(visible, message.split("\n"))))
 
 
+class SharedError(InputError):
+    """An error that several processes raise, for the first of them to print."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended, or cannot be reached."""
+
+
 class NotFoundError(InputError):
     """An error that a path holds nothing of the kind that was looked for."""
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from tinydet.data.dataset import DetectionDataset, ground_truth
@@ -13,6 +14,7 @@ from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import dead_worker, val_batches
 from tinydet.data.open import open_dataset
 from tinydet.detector import Detector
+from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError
 from tinydet.files import PathLike
 from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoTruth, coco_scores, crowded_notes
@@ -43,20 +45,22 @@ def validate(
     config: ModelConfig,
     batch_size: int = 8,
     workers: int = 0,
+    world: World = ALONE,
 ) -> Validation:
     """Compute the losses and the detections of a dataset in one pass, on the device of (params, buffers).
 
-    The data are any sized dataset of `Example` or (image, boxes, labels), or batches.
+    The data are any sized dataset of `Example` or (image, boxes, labels), or batches. Of several processes each
+    computes those of its batches, as `val_batches` shares them, and returns all: the same bits as one process does.
 
     Raises:
         InputError: a label is none of the classes of the config.
         FloatingPointError: an output of the network is NaN or infinite; names the image.
     """
     if hasattr(data, "__getitem__"):
-        data = val_batches(data, config, batch_size=batch_size, workers=workers)
+        data = val_batches(data, config, batch_size=batch_size, workers=workers, world=world)
     device = next(iter(variables[0].values())).device
     infer = inference_fn(Variables(*variables), config=config)
-    total, detections = torch.zeros(len(Losses._fields), dtype=torch.float64), list[Detections]()
+    sums, detections = list[Tensor](), list[Detections]()
     for batch in data:
         check_labels(batch.labels, classes=len(config.classes))
         batch = batch.to(device)
@@ -64,10 +68,21 @@ def validate(
         outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
         targets = assign_batch(batch.boxes, batch.labels, anchors)
         losses = detection_loss(*outputs, targets.labels, targets.deltas)
-        total += torch.stack(losses).cpu().double() * len(batch.images)
+        sums.append(torch.stack(losses).cpu().double() * len(batch.images))
         found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, names=batch.names)
         detections += [one.cpu() for one in found]
+    detections = gather_detections(detections, world)
+    total: Any = sum(torch.cat(world.gather(torch.stack(sums))))
     return Validation(Losses(*(total / max(len(detections), 1))), detections)
+
+
+def gather_detections(detections: Sequence[Detections], world: World) -> list[Detections]:
+    """Collect the detections of the images of each process, in the order of the ranks, as two tensors."""
+    counts = torch.tensor([len(one.labels) for one in detections], dtype=torch.int64)
+    rows = [torch.cat([boxes, scores[:, None], labels[:, None]], 1) for boxes, scores, labels in detections]
+    every = torch.cat(world.gather(torch.cat([torch.zeros(0, 6), *rows])))
+    images = every.split(torch.cat(world.gather(counts)).tolist())
+    return [Detections(one[:, :4], one[:, 4], one[:, 5].long()) for one in images]
 
 
 class Scores(dict[str, Any]):
@@ -197,23 +212,25 @@ def evaluate_detector(
     batch_size: int,
     classes: Sequence[str] | None = None,
     class_map: Mapping[str, str] | None = None,
+    world: World = ALONE,
     **views: Any,
 ) -> tuple[DetectionDataset, list[Detections]]:
     """Detect the objects of a split: by default of the weights' classes, or of the data's if those are COCO's.
 
-    Several weights detect as one `Detector`; `views` are tta, tiles and overlap of its `predict`.
+    Several weights detect as one `Detector`; `views` are tta, tiles and overlap of its `predict`. Several processes
+    share the images, and have all detections.
     """
     if classes is None and weights[0].config.classes != COCO_CLASSES:
         classes = weights[0].config.classes
     dataset = open_dataset(data, split, classes=classes)
     weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
     if len(weights) > 1 or views.get("tta") or views.get("tiles"):
-        images = (dataset[i].image for i in range(len(dataset)))
+        images = (dataset[i].image for i in world.share(range(len(dataset))))
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)
-        return dataset, [one.detections for one in found]
+        return dataset, gather_detections([one.detections for one in found], world)
     (params, buffers), config = weights[0][1:3], weights[0].config
-    loader = val_batches(dataset, config, batch_size=batch_size, workers=1)
+    loader = val_batches(dataset, config, batch_size=batch_size, workers=1, world=world)
     try:
-        return dataset, validate((params, buffers), loader, config=config).detections
+        return dataset, validate((params, buffers), loader, config=config, world=world).detections
     except RuntimeError as error:
         raise dead_worker(error, loader) or error from None

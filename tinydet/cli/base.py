@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from tinydet import __version__
-from tinydet.errors import InputError, nearest, visible
+from tinydet.errors import InputError, LostProcessError, SharedError, nearest, visible
 from tinydet.training.settings import TrainSettings
 
 PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
@@ -83,13 +83,17 @@ def one_line_errors() -> Iterator[None]:
             warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", err=True)
             yield
     except InputError as error:
-        echo("\n".join(f"error: {line}" for line in str(error).split("\n")), err=True)
+        rank = os.environ.get("RANK", "0")  # among the processes that torchrun started
+        if rank == "0" or not isinstance(error, SharedError):
+            where = "error" if rank == "0" else f"error: rank {rank}"
+            echo("\n".join(f"{where}: {line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
     except OSError as error:  # of which no writer said what is left
         echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
         sys.exit(2)
-    except FloatingPointError as error:
-        echo(f"stopped: {error}", err=True)
+    except (FloatingPointError, LostProcessError) as error:
+        if isinstance(error, FloatingPointError) or os.environ.get("RANK", "0") == "0":
+            echo(f"stopped: {error}", err=True)
         sys.exit(1)
 
 

@@ -8,7 +8,7 @@ from tinydet.check import Check, check_tables
 from tinydet.metrics.coco import STATS
 from tinydet.metrics.kitti import DIFFICULTIES
 from tinydet.runs import class_columns, table_lines
-from tinydet.training.loop import Started
+from tinydet.training.events import Started
 from tinydet.training.replay import Replay
 from tinydet.weights.load import LoadReport
 
@@ -120,8 +120,9 @@ def run_header(started: Started) -> str:
     size = ["x".join(map(str, config.image_size))]
     size += ["trained on crops of " + "x".join(map(str, run.crop))] if run.crop != config.image_size else []
     batch = f"{settings.batch_size}"
-    if settings.grad_accumulation > 1:
-        batch += f" x {settings.grad_accumulation} = {settings.step_size}"
+    batch += f" x {settings.grad_accumulation}" if settings.grad_accumulation > 1 else ""
+    batch += f" x {settings.processes} processes" if settings.processes > 1 else ""
+    batch += f" = {settings.step_size}" if settings.step_size != settings.batch_size else ""
     learning = [str(settings.optimizer), f"peak lr {settings.peak_lr:.3g}", settings.schedule]
     learning += [f"weight decay {settings.decay:g}", *([] if settings.ema_decay else ["no averaged weights"])]
     learning += [f"{settings.freeze} frozen"] if settings.freeze != "none" else []
@@ -135,9 +136,11 @@ def run_header(started: Started) -> str:
         "": run.val_set.split_note,
         "objects": ", ".join(f"{count} {name}" for name, count in run.train_set.counts.items()) + " to train on",
         "images": augmentation(settings),
-        "batch": f"{batch}, {run.budget.epoch_steps} steps an epoch",
+        "batch": f"{batch}, {run.budget.epoch_steps} steps an epoch"
+        + (", batch norms see all of it" if run.sync_bn else ""),
         "learning": ", ".join([*learning, f"seed {settings.seed}"]),
-        "device": f"{run.device}, {PRECISE[run.precision]}",
+        "device": f"{run.device}, {PRECISE[run.precision]}"
+        + (f", {run.world.size} processes" if run.world.size > 1 else ""),
         "run": f"{started.out}, {length}" + (f", of which {done} are done" if done else ""),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())

@@ -1,30 +1,23 @@
 """Commands of training: train, check, runs, compare."""
 
 import json
-import os
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tinydet.cli.base import (
     FIELDS,
     PATH,
+    Choice,
     choose_device,
     command,
     counting,
     device_option,
     echo,
-    erase,
     json_option,
-    on_terminal,
     option,
-    progress_bar,
     setting_options,
 )
 from tinydet.cli.output import Output
@@ -32,17 +25,20 @@ from tinydet.errors import InputError
 from tinydet.files import write_file
 from tinydet.training.settings import TrainSettings
 
-if TYPE_CHECKING:
-    from tinydet.training.loop import Event, Started
-
 
 @command()
 @click.argument("data", type=PATH, required=False)
-@setting_options(*(name for name in FIELDS if name != "data"))
+@setting_options(*(name for name in FIELDS if name not in ("data", "processes")))
 @option("--no-ema", is_flag=True, help="Do not average the weights: --ema-decay 0.")
 @option("--weights-report", is_flag=True, help="List the tensors that the weights lack or that the model lacks.")
 @option("--out", type=PATH, help="Folder of the run; default: a new one in runs/.")
-@option("--resume", is_flag=True, help="Go on with the run in --out, with the settings it started with.")
+@option(
+    "--resume",
+    is_flag=False,
+    flag_value="yes",
+    type=Choice(["yes", "auto"]),
+    help="Go on with the run in --out, with the settings it started with; auto: where there is one.",
+)
 @option(
     "--replay", "failed", type=PATH, help="Run the step again in this failed-step.pt of a run, and show where it fails."
 )
@@ -54,7 +50,7 @@ def train(
     no_ema: bool,
     weights_report: bool,
     out: Path | None,
-    resume: bool,
+    resume: str | None,
     failed: Path | None,
     device: str,
     **options: Any,
@@ -73,13 +69,13 @@ def train(
       tinydet train mydata/ --overfit 4
       tinydet train mydata/ --weights coco --freeze backbone
       tinydet train kitti/ --out runs/d0-1 --resume
+      torchrun --nproc-per-node=4 -m tinydet train kitti/
       tinydet train --replay runs/d0-1/failed-step.pt
     """
-    from tinydet.cli.text import replay_lines, run_header, weights_lines
+    from tinydet.cli.run import launcher, run_training
+    from tinydet.cli.text import replay_lines
     from tinydet.data.transforms import read_transforms
-    from tinydet.training.folder import resumed_settings
-    from tinydet.training.loop import Started
-    from tinydet.training.loop import train as train_loop
+    from tinydet.distributed import launched_world
     from tinydet.training.replay import replay
 
     device = choose_device(device)
@@ -99,104 +95,14 @@ def train(
     if options["augment"] is not None:
         options["augment"] = read_transforms(options["augment"])
     settings = TrainSettings(data=str(data), **options)
-    if resume:
-        if out is None:
-            raise InputError("--resume: name the run to resume by --out")
-        fixed = [{"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}]
-        settings = resumed_settings(out, settings, fixed=fixed)
-    repeated, caught = shlex.join(["tinydet", *sys.argv[1:]]), list[int]()
-    events = train_loop(
-        settings, out, resume=resume, device=device, command=repeated, progress=on_terminal(), stop=lambda: bool(caught)
-    )
-    started = next(events)
-    assert isinstance(started, Started)
-    if weights_report and started.run.report:
-        echo("\n".join(weights_lines(started.run.report)))
-    echo(run_header(started))
-    kept = ["--device", device] if "device" in typed else []
-    again = shlex.join(["tinydet", "train", str(data), "--out", str(started.out), *kept, "--resume"])
-    try:
-        with first_signal(caught):
-            show_run(started, events)
-    except InputError as error:
-        raise InputError(f"{error}; then go on with: {again}") from error
-    except BrokenPipeError:
-        echo(f"standard output was closed; go on with: {again}", err=True)
-        raise
-    if caught:
-        echo(f"stopped; go on with: {again}", err=True)
-        ctx.exit(128 + caught[0])
-    echo(f"best epoch in {started.out / 'best.pt'}, last epoch in {started.out / 'last.pt'}")
-
-
-@contextmanager
-def first_signal(caught: list[int]) -> Iterator[None]:
-    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def catch(number: int, _: Any) -> None:
-        caught.append(number)
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        with suppress(OSError):  # nobody may listen any more
-            os.write(2, b"\nends after this step; again to end at once\n")
-
-    before = [signal.signal(each, catch) for each in signals]
-    try:
-        yield
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
-
-
-def show_run(started: "Started", events: "Iterator[Event]") -> None:
-    """Print the events of a run, and save its images, curves and logs."""
-    from tinydet.cli.text import epoch_head, epoch_row
-    from tinydet.run_images import (
-        GRID_IMAGES,
-        log_epoch,
-        matplotlib_problem,
-        open_tensorboard,
-        save_epoch_images,
-        save_train_grid,
-    )
-    from tinydet.training.loop import Message, Stepped, Validated
-    from tinydet.training.start import training_batches
-
-    run, folder, history = started.run, started.out, started.history
-    epoch, epoch_steps = started.step // run.budget.epoch_steps, run.budget.epoch_steps
-    writer = open_tensorboard(folder, step=started.step)
-    count = min(GRID_IMAGES, len(run.train_set))
-    batches = training_batches(run, range(epoch, epoch + 1), batch_size=count, workers=0)
-    save_train_grid(folder, next(iter(batches)), classes=run.config.classes)
-    if problem := matplotlib_problem():
-        echo(f"note: {problem}", err=True)
-    head, bar = epoch_head(run.config.classes), None
-    for event in events:
-        if isinstance(event, Stepped):
-            if head:
-                echo(head)
-                head = ""
-            if bar is None:
-                bar = progress_bar(epoch_steps, show=lambda losses: losses and f"loss {losses.total:.3f}")
-                bar.update((event.step - 1) % epoch_steps)
-            bar.update(1, event.losses)
-            if writer:
-                writer.add_scalar("step/total", event.losses.total, event.step)
-            continue
-        erase(bar)
-        bar = None
-        if isinstance(event, Message):
-            echo(f"note: {event.text}", err=True)
-        elif isinstance(event, Validated):
-            history = [*history, event.row]
-            save_epoch_images(folder, history, run.val_set, event.detections, best=event.best)
-            if writer:
-                log_epoch(writer, event.row)
-            echo(epoch_row(event.row, run.config.classes, best=event.best))
-    erase(bar)
-    if writer:
-        writer.close()
+    if resume and out is None:
+        raise InputError("--resume: name the run to resume by --out")
+    fixed = [{"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}]
+    again = shlex.join([*launcher(), "train", str(data), *(["--device", device] if "device" in typed else [])])
+    with launched_world() as world:
+        how: dict[str, Any] = {"resume": resume, "fixed": fixed, "device": device, "weights_report": weights_report}
+        status = run_training(settings, out, world, again=again, **how)
+    ctx.exit(status)
 
 
 @command()

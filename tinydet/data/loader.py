@@ -7,9 +7,9 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tinydet.data.augment import augment, copy_paste, import_albumentations
 from tinydet.data.images import Example, letterbox, to_example
 from tinydet.data.transforms import own_transforms
+from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND
 
@@ -52,17 +53,20 @@ class Batch(NamedTuple):
         return Batch(images, boxes, labels, scales, sizes, self.names)
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Stack examples of one size, padding their boxes to the longest list, and to one row where there are none."""
+def collate(examples: Sequence[Example], *, size: tuple[int, int] = (0, 0)) -> Batch:
+    """Stack examples of one size, padding their boxes to the longest list, and to one row where there are none.
+
+    There may be none, of (height, width).
+    """
     boxes = [*(torch.as_tensor(example.boxes, dtype=torch.float32) for example in examples), torch.zeros(1, 4)]
     labels = [torch.as_tensor(example.labels, dtype=torch.int64) for example in examples]
-    images = np.stack([example.image for example in examples])
+    images = np.stack([example.image for example in examples]) if examples else np.zeros((0, *size, 3), np.uint8)
     return Batch(
         images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
         boxes=pad_sequence(boxes, batch_first=True)[:-1],
         labels=pad_sequence([*labels, torch.tensor([BACKGROUND])], batch_first=True, padding_value=BACKGROUND)[:-1],
         scales=torch.tensor([example.scale for example in examples], dtype=torch.float32),
-        sizes=torch.tensor([example.size for example in examples], dtype=torch.int64),
+        sizes=torch.tensor([example.size for example in examples], dtype=torch.int64).view(-1, 2),
         names=[example.name for example in examples],
     )
 
@@ -80,6 +84,7 @@ def train_batches(
     batch_size: int = 4,
     epochs: int | range = 1,
     skip: int = 0,
+    world: World = ALONE,
     crop: tuple[int, int] | None = None,
     scale_range: tuple[float, float] | None = (0.8, 1.8),
     copy_paste: float = 0.7,
@@ -90,14 +95,15 @@ def train_batches(
 ) -> DataLoader[Batch]:
     """Load shuffled, augmented batches of several epochs in a row.
 
-    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i): neither the number of workers nor
-    resuming changes a batch. One iterator serves all epochs: workers start once.
+    Epoch e is shuffled by (seed, e) and its sample i augmented by (seed, e, i): neither the number of workers nor that
+    of processes nor resuming changes a batch. One iterator serves all epochs: workers start once.
 
     Args:
         dataset: any sized data set of unscaled `Example`s, or of (image, boxes, labels); see `to_example`.
-        batch_size: what does not fill a batch at an epoch's end is left out of it.
+        batch_size: at most so many images; those of an epoch are divided evenly, and none is left out.
         epochs: how many; or which: `range(3, 10)` goes on where three are done.
         skip: how many batches of the first of these are done.
+        world: processes each of which loads its share of every batch, which may be no image.
         crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
         scale_range: of `augment`; images are only letterboxed to the input when None.
         copy_paste: the probability that an image gets objects of another, drawn at random.
@@ -114,52 +120,71 @@ def train_batches(
         import_albumentations()  # before the workers start, or each of them would take seconds for it
     crop, epochs = crop or resolve_crop(config.image_size), range(epochs) if isinstance(epochs, int) else epochs
     transforms = None if augment is None else own_transforms(augment, size=crop)
-    how = (crop, scale_range, copy_paste, seed, transforms)
-    examples = _Examples(dataset, config, count - count % batch_size, epochs, *how)
-    return _Loader(examples, first=skip * batch_size, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
+    examples = _Examples(dataset, config, crop, scale_range, copy_paste, seed, transforms)
+    rows = _Shuffled(count, batch_size, epochs, skip, seed, world)
+    return _Loader(examples, rows, num_workers=workers, pin_memory=pin_memory)
 
 
 def val_batches(
-    dataset: Dataset[Any], config: InputConfig, *, batch_size: int = 8, workers: int = 0, pin_memory: bool = False
+    dataset: Dataset[Any],
+    config: InputConfig,
+    *,
+    batch_size: int = 8,
+    world: World = ALONE,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Load letterboxed batches of every example, in order; arguments are those of `train_batches`."""
-    examples = _Examples(dataset, config, len(dataset))  # type: ignore[arg-type]
-    return _Loader(examples, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory)
+    """Load letterboxed batches of every example, in order; arguments are those of `train_batches`.
+
+    Of several processes each loads its share of the batches, and as many as the others: its last may be empty.
+    """
+    count: int = len(dataset)  # type: ignore[arg-type]
+    starts = range(0, count, batch_size)
+    own = [[(0, i) for i in range(start, min(start + batch_size, count))] for start in world.share(starts)]
+    own += [[]] * (-(-len(starts) // world.size) - len(own))
+    return _Loader(_Examples(dataset, config), own, num_workers=workers, pin_memory=pin_memory)
 
 
-@lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """Draw the order of the examples of an epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+@dataclass(frozen=True)
+class _Shuffled:
+    """The (epoch, row) of the examples of every batch of a run, or of a process's share of it."""
+
+    count: int
+    batch_size: int
+    epochs: range
+    skip: int
+    seed: int
+    world: World
+
+    def __len__(self) -> int:
+        return len(self.epochs) * -(-self.count // self.batch_size) - self.skip
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = -(-self.count // self.batch_size)
+        for epoch in self.epochs:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            for i in range(self.skip if epoch == self.epochs.start else 0, batches):
+                rows = self.world.share(range(i * self.count // batches, (i + 1) * self.count // batches))
+                yield [(epoch, index) for index in order[rows.start : rows.stop].tolist()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Examples(Dataset[Example]):
-    """The network's inputs of several epochs, end to end; (seed, epoch, index) alone decide one, not who loads it."""
+    """The network's inputs by epoch and row; (seed, epoch, row) alone decide one, not who loads it."""
 
     dataset: Any
     config: InputConfig
-    used: int  # examples of an epoch: those of whole batches
-    epochs: range = range(1)
-    crop: tuple[int, int] | None = None  # None: all examples in their order
-    scale_range: tuple[float, float] | None = None
+    crop: tuple[int, int] | None = None
+    scale_range: tuple[float, float] | None = None  # None: letterboxed
     copy_paste: float = 0.0
     seed: int = 0
     transforms: Any = None
-    loading: Any = ()  # of each worker its process and the position that it loads, in shared memory
+    loading: Any = ()  # of each worker its process and the row that it loads, in shared memory
 
-    def __len__(self) -> int:
-        return len(self.epochs) * self.used
-
-    def place(self, position: int) -> tuple[int, int]:
-        """Find the epoch and the example of a position."""
-        epoch, index = self.epochs[position // self.used], position % self.used
-        return epoch, index if self.crop is None else _shuffled(len(self.dataset), self.seed, epoch)[index]
-
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, place: tuple[int, int]) -> Example:
+        epoch, index = place
         if worker := get_worker_info():
-            self.loading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), position
-        epoch, index = self.place(position)
+            self.loading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), index
         example = to_example(self.dataset[index], str(index))
         if self.crop is None or self.scale_range is None:
             return letterbox(example, self.config.image_size, pad_value=self.config.pad_value)
@@ -173,13 +198,14 @@ class _Examples(Dataset[Example]):
 
 
 class _Loader(DataLoader[Batch]):
-    """A loader of batches of the examples, in order, after the first ones."""
+    """A loader of batches of the examples, whose places are given batch by batch."""
 
-    def __init__(self, examples: _Examples, *, num_workers: int, first: int = 0, **settings: Any) -> None:
+    def __init__(self, examples: _Examples, places: Iterable[list[Any]], *, num_workers: int, **settings: Any) -> None:
+        crop = None if examples.scale_range is None else examples.crop
         super().__init__(
             replace(examples, loading=RawArray("q", 2 * num_workers)),  # type: ignore[arg-type]
-            sampler=range(first, len(examples)),
-            collate_fn=collate,
+            batch_sampler=places,
+            collate_fn=partial(collate, size=crop or examples.config.image_size),
             worker_init_fn=partial(_start_worker, augments=examples.scale_range is not None),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -228,7 +254,7 @@ def dead_worker(error: RuntimeError, *loaders: Any) -> InputError | None:
         return None
     for examples in (loader.dataset for loader in loaders):
         if int(found[1]) in (pids := examples.loading[::2]):
-            index = examples.place(examples.loading[2 * pids.index(int(found[1])) + 1])[1]
+            index = examples.loading[2 * pids.index(int(found[1])) + 1]
             name = getattr(examples.dataset, "names", range(len(examples.dataset)))[index]
             return InputError(f"image {name}: the process that loaded it died ({error}); try fewer workers")
     return InputError(f"a process died before it loaded an image ({error}); try fewer workers")

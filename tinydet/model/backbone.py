@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,8 +96,8 @@ class MBConv(nn.Module):
         self.project = Conv(width, out_channels)
         self.project_norm = BatchNorm(out_channels, eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> float[B C' ceil(H/stride) ceil(W/stride)]."""
+    def forward(self, x: Tensor, draw: Tensor | None = None) -> Tensor:
+        """float[B C H W], and float[B] for stochastic depth -> float[B C' ceil(H/stride) ceil(W/stride)]."""
         y = x
         if self.expand is not None and self.expand_norm is not None:
             y = self.activation(self.expand_norm(self.expand(y)))
@@ -106,7 +107,7 @@ class MBConv(nn.Module):
         y = self.project_norm(self.project(y))
         if not self.residual:
             return y
-        return x + (drop_path(y, self.drop) if self.training and self.drop else y)
+        return x + (y if draw is None or not self.drop else drop_path(y, draw, self.drop))
 
 
 class EfficientNetBackbone(nn.Module):
@@ -145,12 +146,27 @@ class EfficientNetBackbone(nn.Module):
         self.out_channels = [table[stage][3] for stage in OUTPUTS]
         initialise(self)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """float[B 3 H W], normalised -> P3, P4, P5: float[B C ceil(H/2^l) ceil(W/2^l)]."""
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(map(len, self.stages))  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> list[Tensor]:
+        """float[B 3 H W], normalised -> P3, P4, P5: float[B C ceil(H/2^l) ceil(W/2^l)].
+
+        In training each block is dropped for the images whose draw, float[B depth], is less than its rate; without
+        draws from torch's global generator.
+        """
+        if not self.training:
+            draws = None
+        elif draws is None:
+            draws = torch.rand(len(images), self.depth, device=images.device)
+        columns: Any = iter([None] * self.depth if draws is None else draws.unbind(1))
         x = self.activation(self.stem_norm(self.stem(images)))
         features = []
         for index, stage in enumerate(self.stages):
-            x = stage(x)
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, next(columns))
             if index in OUTPUTS:
                 features.append(x)
         return features

@@ -41,12 +41,12 @@ class EfficientDet(nn.Module):
         self.class_net = ClassNet(c.num_channels, c.head_repeats, len(c.classes), **shared)
         self.box_net = BoxNet(c.num_channels, c.head_repeats, **shared)
 
-    def forward(self, images: Tensor) -> Outputs:
-        """float[B 3 H W], normalised by the config's mean and std, any H and W -> Outputs."""
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Outputs:
+        """float[B 3 H W], normalised by the config's mean and std, any H and W; draws of the backbone -> Outputs."""
         # Depthwise and pointwise kernels are two to three times as fast on channels-last memory, on CPU and GPU;
         # torch.func.vmap knows no memory formats, but it knows permute.
         images = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        pyramid = self.bifpn(self.backbone(images))
+        pyramid = self.bifpn(self.backbone(images, draws))
         return Outputs(self.class_net(pyramid), self.box_net(pyramid))
 
 

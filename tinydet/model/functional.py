@@ -29,13 +29,13 @@ def apply(
     model: nn.Module,
     params: Params,
     buffers: Params,
-    images: Tensor,
-    *,
+    *inputs: Tensor,
     train: bool = False,
     momentum: float = 0.01,
     frozen: Collection[str] = (),
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Any, Params]:
-    """Apply a model with these weights to images float[B 3 H W], normalised.
+    """Apply a model with these weights to its inputs: images float[B 3 H W], normalised, and maybe draws.
 
     Its own weights are neither read nor changed, so it may be on the meta device. While it runs the given ones are in
     it: threads need a model each.
@@ -44,6 +44,7 @@ def apply(
         train: use the batch's statistics and stochastic depth.
         momentum: weight of the batch's statistics in the running ones, if `train`.
         frozen: names of modules that stay in evaluation even so, without their submodules.
+        total: sums a tensor over the processes whose batches are one to the batch norms.
 
     Returns:
         What the model returns, and the buffers after it: updated copies if `train`, else `buffers` itself.
@@ -53,13 +54,13 @@ def apply(
     if train:
         for module in model.modules():
             if isinstance(module, BatchNorm):
-                module.momentum = momentum
+                module.momentum, module.total = momentum, total
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # functional_call updates them in place
     for name in frozen:
         model.get_submodule(name).training = False
     try:
         # No weight of ours has two names; to look for such costs as much as a twentieth of a small network.
-        return functional_call(model, (params, buffers), (images,), strict=True, tie_weights=False), buffers
+        return functional_call(model, (params, buffers), inputs, strict=True, tie_weights=False), buffers
     finally:
         if frozen:
             model.train(train)

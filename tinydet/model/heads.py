@@ -40,7 +40,7 @@ class Head(nn.Module):
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = self.activation(norms[level](conv(x)))  # type: ignore[index]
-            outputs.append(self.predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.num_outputs))
+            outputs.append(self.predict(x).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.num_outputs)))
         return torch.cat(outputs, 1)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +66,13 @@ class Conv(nn.Conv2d):
 class BatchNorm(nn.Module):
     """Batch normalisation without a counter of batches; `momentum` is a batch's weight in the running statistics.
 
-    In training it updates its buffers in place; `tinydet.model.functional.apply` gives it copies and returns them.
+    In training it updates its buffers in place; `tinydet.model.functional.apply` gives it copies and returns them, and
+    `total`, where the statistics are those of the images of several processes: it sums a tensor over them.
     """
 
     running_mean: Tensor
     running_var: Tensor
+    total: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, num_channels: int, *, eps: float = 1e-3, momentum: float = 0.01) -> None:
         super().__init__()
@@ -81,8 +84,57 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> the same."""
-        statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        running = self.running_mean, self.running_var
+        if not self.training or self.total is None:
+            return F.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return _SyncedBatchNorm.apply(x, *running, self.weight, self.bias, self.momentum, self.eps, self.total)
+
+
+class _SyncedBatchNorm(torch.autograd.Function):
+    """`F.batch_norm` of the images of all processes, each of which has some of them, or none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        momentum: float,
+        eps: float,
+        total: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+        mean = var = torch.zeros_like(running_mean)
+        if len(x):
+            mean, var = torch.batch_norm_update_stats(x, running_mean, running_var, 0.0)
+        mean, var = mean.double(), var.double()
+        sums = total(torch.cat([count * mean, count * (var + mean * mean), count]))  # exact, for they are in float64
+        mean, square = sums[:-1].view(2, -1) / sums[-1]
+        ctx.count, ctx.eps, ctx.total = sums[-1], eps, total
+        var = (square - mean * mean).clamp(min=0)
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_((var * ctx.count / (ctx.count - 1)).to(running_var), momentum)
+        mean, var = mean.to(weight), var.to(weight)
+        ctx.save_for_backward(x, weight, mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, mean, var = ctx.saved_tensors
+        x_grad, weight_grad, bias_grad = grad.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+        if len(x):
+            given, every = (grad, x, weight, mean, var, None, None, False, ctx.eps), [True, True, True]
+            x_grad, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(*given, every)
+        # What is left is the gradient through the statistics: of the variance, in proportion to x, and of the mean.
+        of_var, of_mean = ctx.total(torch.stack([weight_grad, bias_grad]))
+        deviation = (var + ctx.eps).rsqrt()
+        scale = weight * deviation / ctx.count.to(weight)
+        slope = -scale * deviation * of_var
+        shift = -scale * of_mean - slope * mean
+        x_grad.addcmul_(x, slope[:, None, None]).add_(shift[:, None, None])
+        return x_grad, None, None, weight_grad, bias_grad, None, None, None
 
 
 class SeparableConvBlock(nn.Module):
@@ -106,13 +158,12 @@ def downsample(x: Tensor, *, padding: str = "same") -> Tensor:
     return F.max_pool2d(pad_same(x, 3, 2, value=-torch.inf), 3, 2)
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Drop a random share `rate` of the batch and scale the rest to keep the mean. float[B ...] -> float[B ...].
+def drop_path(x: Tensor, draw: Tensor, rate: float) -> Tensor:
+    """Drop what draws less than `rate`, and scale the rest to keep the mean. float[B ...], float[B] -> float[B ...].
 
-    Draws from torch's global generator. Reference: Huang et al., Deep Networks with Stochastic Depth.
+    Draws are even in 0 to 1. Reference: Huang et al., Deep Networks with Stochastic Depth.
     """
-    keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
-    return x * keep / (1 - rate)
+    return x * (draw >= rate).view(-1, *[1] * (x.ndim - 1)) / (1 - rate)
 
 
 def initialise(module: nn.Module) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -121,24 +121,30 @@ def link_file(path: Path, other: Path) -> None:
             partial.unlink(missing_ok=True)  # it is still there where both were one file
 
 
-def resumed_settings(out: Path, given: TrainSettings, *, fixed: Collection[str]) -> TrainSettings:
-    """Read the settings that a run started with; the number of workers and the paths of the data may change.
+def read_settings(out: Path) -> dict[str, Any]:
+    """Read the settings that a run started with; raise InputError where there is no such run."""
+    with claim_folder(out, resume=True):
+        return load_last(out).training.get("settings", {})
+
+
+def resumed_settings(
+    started: Mapping[str, Any], given: TrainSettings, *, fixed: Collection[str], out: Path
+) -> TrainSettings:
+    """Make the settings of a run in `out` that goes on; the number of workers and the paths of the data may change.
 
     Raises:
-        InputError: there is no such run, or one of the `fixed` names was given another value than it started with.
+        InputError: one of the `fixed` names was given another value than the run started with.
     """
-    with claim_folder(out, resume=True):
-        training = load_last(out).training
     try:
-        started = TrainSettings(**training["settings"])
-    except (KeyError, TypeError) as error:
+        settings = TrainSettings(**started)
+    except (TypeError, InputError) as error:
         raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
     for name in fixed:
-        was, now = getattr(started, name), getattr(given, name)
+        was, now = getattr(settings, name), getattr(given, name)
         if was == now or name in ("workers", "data", "val"):
             continue
         if name == "augment":
             raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
         raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
-    val = given.val if "val" in fixed else started.val
-    return dataclasses.replace(started, workers=given.workers, data=given.data, val=val)
+    val = given.val if "val" in fixed else settings.val
+    return dataclasses.replace(settings, workers=given.workers, data=given.data, val=val)

@@ -13,68 +13,36 @@ import torch
 
 from tinydet.data.loader import Batch, dead_worker, val_batches
 from tinydet.data.transforms import transforms_to_dict
+from tinydet.distributed import ALONE, World
+from tinydet.errors import InputError, LostProcessError, SharedError
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import check_writable
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
 from tinydet.training.diagnose import data_notes, diagnose, diagnose_overfit, diagnose_start, everything_found
+from tinydet.training.events import Event, Message, Started, Stepped, Stopped, Validated
 from tinydet.training.folder import RUNS, claim_folder, new_folder, publish, write_start
 from tinydet.training.memory import less_memory, out_of_memory
 from tinydet.training.replay import save_step
 from tinydet.training.schedule import (
     Spent,
     best_row,
-    constant,
-    cosine,
     finished,
-    plateau,
+    learning_rate,
     rank_key,
     share_done,
     should_validate,
     warmup_share,
 )
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, start_run, training_batches
+from tinydet.training.start import Run, digest, start_run, training_batches
 from tinydet.training.state import State, save
 
 FOREVER = 10**6  # epochs of a run that ends by the clock
 SLACK = 3.0  # seconds kept back, besides the last validation, for writing its results
+PER_PROCESS = {"data", "val", "workers", "processes"}  # settings in which processes may differ
 Row = dict[str, Any]
-
-
-class Started(NamedTuple):
-    """The beginning of a run, before its first step."""
-
-    out: Path
-    run: Run
-    recall: dict[str, float]  # by class: share of training objects that an anchor overlaps with an IoU of .5 or more
-    history: list[Row]  # of the epochs already done
-    step: int  # steps already done
-
-
-class Stepped(NamedTuple):
-    """One step of training."""
-
-    step: int
-    losses: Losses
-
-
-class Validated(NamedTuple):
-    """One epoch, trained and validated."""
-
-    row: Row  # of metrics.jsonl
-    best: bool  # whether `best.pt` is now this epoch's
-    detections: list[Detections]  # of each validation image, in original pixels, on the CPU
-
-
-class Message(NamedTuple):
-    """Something that the user should know, in one line."""
-
-    text: str
-
-
-Event = Started | Stepped | Validated | Message
 
 
 class EpochSums(NamedTuple):
@@ -103,6 +71,7 @@ def train(
     on_epoch: Callable[[Row], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Train on a data set and validate the averaged weights after every epoch.
 
@@ -122,9 +91,10 @@ def train(
         stop: called before every step and every batch of a validation; where it returns true, `last.pt` is written in
             mid-epoch and the run ends. Resumed, it comes to the same weights as one that was not stopped.
         clock: seconds, which measure a run of so many minutes from this call on.
+        world: the processes that train together, each of which calls this; the first of them writes, by its clock.
 
     Yields:
-        Started once, Stepped for each step, Validated for each epoch, Message in between.
+        Started once, Stepped for each step, Validated for each epoch, Message in between; Stopped if it was.
 
     Raises:
         InputError: the data, the settings or the folder cannot be used; a worker died; a file cannot be written.
@@ -135,16 +105,22 @@ def train(
     if augment is not None:
         settings = dataclasses.replace(settings, augment=transforms_to_dict(augment))
     with ExitStack() as held:
-        if out is None:
-            check_writable(RUNS)
-        else:
-            held.enter_context(claim_folder(out := Path(out), resume=resume))
-        run, state, training = start_run(settings, out, resume=resume, device=device, progress=progress)
-        if out is None:
-            held.enter_context(claim_folder(out := new_folder(run.config.name), new=True))
-        if not resume:
-            save(out / "last.pt", state, run.config, **training)
-        write_start(out, run.config, training, step=state.step, command=command)
+        with world.together():
+            given = dataclasses.asdict(settings)
+            world.agree(resume=resume, **{name: given[name] for name in given.keys() - PER_PROCESS})
+            if out is None:
+                check_writable(RUNS)
+            elif world.rank == 0:
+                held.enter_context(claim_folder(Path(out), resume=resume))
+            how: Any = {"resume": resume, "device": device, "progress": progress, "world": world}
+            run, state, training = start_run(settings, None if out is None else Path(out), **how)
+            if world.rank == 0:
+                if out is None:
+                    held.enter_context(claim_folder(out := new_folder(run.config.name), new=True))
+                if not resume:
+                    save(Path(out, "last.pt"), state, run.config, **training)
+                write_start(Path(out), run.config, training, step=state.step, command=command)
+            out = Path(world.first(str(out)))
         notes = data_notes(run.train_set, run.val_set, image_size=run.config.image_size, overfit=bool(settings.overfit))
         recall = anchor_recall(run.train_set, run.config).by_class
         yield Started(out, run, recall, training["history"], state.step)
@@ -169,16 +145,16 @@ def run_epochs(
 
     The clock gives the seconds since the run began, without those in which it was stopped.
     """
-    settings, config, budget = run.settings, run.config, run.budget
-    history, micro_batches = training["history"], training["micro_batches"]
+    settings, config, budget, world = run.settings, run.config, run.budget, run.world
+    history, micro_size = training["history"], int(training["micro_size"])
     first = history[-1]["step"] if history else 0
     none = EpochSums([0.0] * len(Losses._fields), [0] * len(config.classes))
     sums = EpochSums(**training["epoch"]) if training["epoch"] else none
     epoch, done = divmod(state.step, budget.epoch_steps)
     train_loader = training_batches(run, range(epoch, FOREVER if budget.seconds else budget.epochs), skip=done)
-    loading: dict[str, Any] = {"workers": settings.workers, "pin_memory": run.device.type == "cuda"}
+    loading: dict[str, Any] = {"workers": settings.workers, "pin_memory": run.device.type == "cuda", "world": world}
     val_loader = val_batches(run.val_set, config, batch_size=settings.batch_size or 1, **loading)
-    batches, found = stoppable(train_loader, stop), list[Detections]()
+    batches, found, stopped = stoppable(train_loader, run, stop), list[Detections](), False
     spent = spend(run, history, state.step, elapsed=clock(), seconds=sums.seconds)
     try:
         while state.step > first or not (stops_early(history, settings) or finished(budget, spent)):
@@ -189,17 +165,21 @@ def run_epochs(
                 waited = sums.waited + clock() - asked
                 lr = learning_rate(settings, history, share_done(budget, spent), warmup_share(budget, spent))
                 while True:
+                    micro_batches = run.micro_batches(micro_size)
                     try:
                         state, metrics = run.step(state, batch, lr=lr, micro_batches=micro_batches)
                         break
                     except FloatingPointError as error:
                         path = save_step(out, run, state, batch, lr=lr, micro_batches=micro_batches)
-                        raise FloatingPointError(f"{error}; tinydet train --replay {path} runs it again") from None
+                        text = f"{error}; tinydet train --replay {path} runs it again"
+                        raise (SharedError if world.rank else FloatingPointError)(text) from None
                     except RuntimeError as error:
-                        if not out_of_memory(error) or micro_batches >= len(batch.images):
+                        if not out_of_memory(error) or micro_size == 1:
                             raise
-                    micro_batches = min(2 * micro_batches, len(batch.images))
-                    yield Message(less_memory(len(batch.images), micro_batches))
+                        text = less_memory(run.share, micro_size := -(-min(micro_size, run.share) // 2))
+                        if world.size > 1:  # the others are in the middle of the step
+                            raise InputError(text) from None
+                    yield Message(text)
                 losses = [*map(add, sums.losses, torch.stack(metrics.losses).tolist())]
                 positives = [*map(add, sums.positives, metrics.positives.tolist())]
                 sums = EpochSums(losses, positives, lr, clock() - began, waited)
@@ -207,59 +187,60 @@ def run_epochs(
                 spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
             seconds, validating = clock() - began, clock()
-            validation = validate(state.ema, stoppable(val_loader, stop), config=config)
+            world.agree(weights=digest(state))
+            validation = validate(state.ema, stoppable(val_loader, run, stop), config=config, world=world)
             row = {
                 "epoch": math.ceil(state.step / budget.epoch_steps),
                 "step": state.step,
                 "lr": sums.lr,
                 "train": {k: v / (state.step - first) for k, v in zip(Losses._fields, sums.losses, strict=True)},
-                **validation_row(run, validation, step=state.step),
+                **(validation_row(run, validation, step=state.step) if world.rank == 0 else {}),
                 "positives": dict(zip(config.classes, sums.positives, strict=True)),
                 "train_seconds": round(seconds, 2),
                 "wait_seconds": round(sums.waited, 2),
                 "val_seconds": round(clock() - validating, 2),
             }
+            row = world.first(row)
             best = not history or rank_key(row) > rank_key(best_row(history))
             history, first, sums, found = [*history, row], state.step, none, validation.detections
-            training |= {"history": history, "micro_batches": micro_batches, "elapsed": clock(), "epoch": None}
-            save(out / "last.pt", state, config, **training)
-            publish(out, training, step=state.step)
-            if on_epoch is not None:
-                on_epoch(row)
+            training |= {"history": history, "micro_size": micro_size, "elapsed": clock(), "epoch": None}
+            if world.rank == 0:
+                save(out / "last.pt", state, config, **training)
+                publish(out, training, step=state.step)
+                if on_epoch is not None:
+                    on_epoch(row)
             yield Validated(row, best, found)
             if settings.overfit is None:
                 yield from map(Message, diagnose(history, settings))
             spent = spend(run, history, state.step, elapsed=clock())
     except RuntimeError as error:
         died = dead_worker(error, train_loader, val_loader)
-        if not isinstance(error, StopTraining) and not (died and stop()):  # a signal may have ended the workers too
+        stopped = isinstance(error, (StopTraining, LostProcessError)) or (died is not None and stop())
+        if not stopped:  # a signal may have ended the workers too
             raise died or error from None
-        training |= {"micro_batches": micro_batches, "elapsed": clock(), "epoch": sums._asdict()}
-        save(out / "last.pt", state, config, **training)
+        training |= {"micro_size": micro_size, "elapsed": clock(), "epoch": sums._asdict()}
+        if world.rank == 0:
+            save(out / "last.pt", state, config, **training)
+        if isinstance(error, LostProcessError):
+            raise
     if settings.overfit is not None and found:
         yield from map(Message, diagnose_overfit(run.val_set, found, config, history))
+    if stopped:
+        yield Stopped()
 
 
-def stoppable(batches: Iterable[Batch], stop: Callable[[], bool]) -> Iterator[Batch]:
-    """Pass batches on; raise StopTraining once the run should stop."""
+def stoppable(batches: Iterable[Batch], run: Run, stop: Callable[[], bool]) -> Iterator[Batch]:
+    """Pass batches on; raise StopTraining in all processes once one of them should stop."""
     for batch in batches:
-        if stop():
+        if run.world.total(torch.tensor(float(stop()), device=run.device)):
             raise StopTraining
         yield batch
-
-
-def learning_rate(settings: TrainSettings, history: list[Row], progress: float, warmup: float) -> float:
-    """Compute the learning rate of the next step."""
-    rate = settings.peak_lr * (cosine if settings.schedule == "cosine" else constant)(progress, warmup=warmup)
-    if settings.schedule == "plateau":
-        rate *= plateau([row["val"]["total"] for row in history if row["epoch"] >= settings.warmup_epochs])
-    return rate
 
 
 def spend(run: Run, history: list[Row], step: int, *, elapsed: float, seconds: float = 0.0) -> Spent:
     """Measure what is spent of a run's budget, `seconds` of it since the last validation.
 
-    Earlier validations, or a guess, tell how long the last one takes.
+    Earlier validations, or a guess, tell how long the last one takes. The clock of the first process counts.
     """
     validated = history[-1]["step"] if history else 0
     if step == validated:
@@ -270,7 +251,8 @@ def spend(run: Run, history: list[Row], step: int, *, elapsed: float, seconds: f
     else:  # a forward pass takes about a third of a step
         pixels = math.prod(run.config.image_size) / math.prod(run.crop)
         validation = step_seconds / 3 * pixels * len(run.val_set) / run.settings.step_size
-    return Spent(step, elapsed, step_seconds, reserve=1.1 * validation + SLACK, validated=validated)
+    spent = Spent(step, elapsed, step_seconds, reserve=1.1 * validation + SLACK, validated=validated)
+    return Spent(*run.world.first(spent)) if run.budget.seconds else spent
 
 
 def stops_early(history: list[Row], settings: TrainSettings) -> bool:

@@ -4,15 +4,19 @@ import dataclasses
 import math
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinydet.data.loader import Batch
+from tinydet.distributed import World
 from tinydet.errors import InputError
 from tinydet.files import PathLike
+from tinydet.labels import BACKGROUND
 from tinydet.model.efficientdet import meta_model
 from tinydet.model.functional import Params
 from tinydet.ops.losses import Losses
@@ -37,11 +41,21 @@ class Replay(NamedTuple):
 
 
 def save_step(out: Path, run: Run, state: State, batch: Batch, *, lr: float, micro_batches: int) -> Path:
-    """Save the state before a step, and its batch, as failed-step.pt."""
-    path, images = out / "failed-step.pt", batch.to("cpu")._asdict()
-    failed = {"batch": images, "lr": lr, "micro_batches": micro_batches, "frozen": sorted(run.frozen)}
-    save(path, state, run.config, settings=dataclasses.asdict(run.settings), weights=run.weights, failed=failed)
+    """Save the state before a step, and its batch, all of it, as failed-step.pt."""
+    path, images = out / "failed-step.pt", whole_batch(batch.to("cpu"), run.world)._asdict()
+    failed = {"batch": images, "lr": lr, "micro_batches": run.world.size * micro_batches, "frozen": sorted(run.frozen)}
+    if run.world.rank == 0:
+        save(path, state, run.config, settings=dataclasses.asdict(run.settings), weights=run.weights, failed=failed)
     return path
+
+
+def whole_batch(batch: Batch, world: World) -> Batch:
+    """Collect the images of a batch that several processes share."""
+    rows = max(world.exchange(batch.boxes.shape[1])) - batch.boxes.shape[1]
+    boxes, labels = F.pad(batch.boxes, (0, 0, 0, rows)), F.pad(batch.labels, (0, rows), value=BACKGROUND)
+    tensors = (batch.images, boxes, labels, batch.scales, batch.sizes)
+    names = [*chain(*world.exchange(batch.names))]
+    return Batch._make([*(torch.cat(world.gather(x)) for x in tensors), names])
 
 
 def replay(path: PathLike, *, device: torch.device | str = "cpu") -> Replay:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from tinydet.training.settings import TrainSettings
+
 Row = TypeVar("Row", bound=Mapping[str, Any])
 VALIDATION = 0.1  # share of a run by the clock that its validations may take
 
@@ -43,6 +45,16 @@ def plateau(losses: Sequence[float], *, factor: float = 0.1, patience: int = 3, 
         if bad > patience:
             share, bad = share * factor, 0
     return share
+
+
+def learning_rate(
+    settings: TrainSettings, history: Sequence[Mapping[str, Any]], progress: float, warmup: float
+) -> float:
+    """Compute the learning rate of the next step, by the epochs so far and the shares of `cosine`."""
+    rate = settings.peak_lr * (cosine if settings.schedule == "cosine" else constant)(progress, warmup=warmup)
+    if settings.schedule == "plateau":
+        rate *= plateau([row["val"]["total"] for row in history if row["epoch"] >= settings.warmup_epochs])
+    return rate
 
 
 class Budget(NamedTuple):

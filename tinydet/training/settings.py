@@ -63,9 +63,15 @@ class TrainSettings:
         None, "Length of the run in minutes, its last validation included; instead of --epochs.", low=0, above=True
     )
     batch_size: int | None = setting(
-        4, "Images that go through the network together; auto: as many as memory holds.", low=1
+        4, "Images that go through the network together, in each process; auto: as many as memory holds.", low=1
     )
     grad_accumulation: int = setting(1, "Batches whose gradients are summed for one step.", low=1)
+    sync_bn: str = setting(
+        "auto",
+        "Batch norms see the images of all processes that torchrun started; auto: where each has fewer than eight.",
+        choices=("auto", "on", "off"),
+    )
+    processes: int = setting(1, "Processes that the run started with.", low=1)
     optimizer: str | None = setting(None, "Optimizer; default: by the recipe, adamw.", choices=tuple(OPTIMIZERS))
     lr: float | None = setting(
         None, "Peak learning rate; default: by the optimizer and the batch.", low=0, above=True, high=1e30
@@ -122,9 +128,9 @@ class TrainSettings:
 
     @property
     def step_size(self) -> int:
-        """Images of a step; the batch size must be known."""
+        """Images of a step, at most; the batch size must be known."""
         assert self.batch_size is not None
-        return self.batch_size * self.grad_accumulation
+        return self.batch_size * self.grad_accumulation * self.processes
 
     @property
     def peak_lr(self) -> float:

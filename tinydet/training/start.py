@@ -1,6 +1,7 @@
 """Start of a run: data, config, weights, and the batch size that memory holds."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -10,31 +11,37 @@ import numpy as np
 import torch
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.loader import resolve_crop, train_batches
+from tinydet.data.loader import train_batches
 from tinydet.data.open import open_dataset
 from tinydet.data.transforms import own_transforms
+from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
-from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors
-from tinydet.ops.anchors import feature_sizes
 from tinydet.reading import check_field
-from tinydet.training.autosize import best_input, compare_inputs
+from tinydet.training.choices import (
+    check_batch_norms,
+    choose_crop_size,
+    choose_precision,
+    frozen_modules,
+    resolve_config,
+)
 from tinydet.training.folder import load_last
 from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
 from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.schedule import Budget
-from tinydet.training.settings import WIDE, TrainSettings
+from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State, initial_state, restore
 from tinydet.training.step import StepMetrics, train_step
 from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
 MOST_IMAGES = 64  # of a batch that is sized by memory
+SMALL_BATCH = 8  # images, of fewer than which the batch norms of several processes see all
 OVERFIT_STEPS, OVERFIT_EPOCHS = 20, 20  # steps of an epoch, and epochs, of a run on a few images
 # What a checkpoint holds of a run besides its state.
-RESUMED: dict[str, Any] = {"weights": str, "frozen": [str], "data": str, "history": [dict], "micro_batches": float}
+RESUMED: dict[str, Any] = {"weights": str, "frozen": [str], "data": str, "history": [dict], "micro_size": float}
 RESUMED |= {"elapsed": float, "epoch": (dict, None), "settings": dict}
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_LOSS_SCALE = 2.0**16  # as torch.amp.GradScaler's
@@ -55,6 +62,18 @@ class Run(NamedTuple):
     step: Callable[..., tuple[State, StepMetrics]]  # `train_step` of a state and a batch, given lr and micro_batches
     device: torch.device
     precision: str  # a key of `PRECISIONS`
+    world: World  # the processes that share each batch
+    sync_bn: bool  # whether their batch norms see all of it
+
+    def micro_batches(self, micro_size: int) -> int:
+        """Count the parts of a process's share of a step, for so many images at once; none of them is empty in all."""
+        fewest = len(self.train_set) // self.budget.epoch_steps
+        return min(-(-self.share // micro_size), -(-fewest // self.world.size))
+
+    @property
+    def share(self) -> int:
+        """Images of a step that this process computes, at most."""
+        return -(-self.settings.step_size // self.world.size)
 
 
 def start_run(
@@ -64,12 +83,14 @@ def start_run(
     resume: bool = False,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    world: World = ALONE,
 ) -> tuple[Run, State, dict[str, Any]]:
     """Open the data, and build or restore the state.
 
     Returns:
-        The run, its state, and what a checkpoint holds besides: "weights", "frozen", "data", "history",
-        "micro_batches", "elapsed" (seconds), "epoch" (sums over one that was stopped), "settings".
+        The run, its state, and what a checkpoint holds besides: "weights", "frozen", "data", "history", "micro_size"
+        (images that go through the network at once), "elapsed" (seconds), "epoch" (sums over one that was stopped),
+        "settings".
 
     Raises:
         InputError: the data, the settings or the folder cannot be used.
@@ -83,10 +104,16 @@ def start_run(
     if settings.overfit is not None:
         train_set, val_set = overfit_splits(train_set, settings.overfit)
         settings = overfit_settings(settings, settings.overfit)
+    if not resume:
+        settings = dataclasses.replace(settings, processes=world.size)
     precision = choose_precision(settings.amp, device)
     data = data_summary(train_set, val_set)
+    world.agree(data=data)
     if resume:
         assert out is not None
+        if world.rank == 0:  # which may mend the folder
+            load_last(out)
+        world.exchange(None)
         checkpoint = load_last(out, device=device)
         config, report, state = checkpoint.config, None, restore(checkpoint)
         check_field(checkpoint.training, RESUMED, where=f"{out / 'last.pt'}: training")
@@ -110,39 +137,55 @@ def start_run(
             "frozen": sorted(frozen),
             "data": data,
             "history": [],
-            "micro_batches": settings.grad_accumulation,
             "elapsed": 0.0,
             "epoch": None,
         }
+    world.agree(weights=digest(state))
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
-    check_batch_norms(config, crop, frozen=frozen, images=settings.batch_size or 1)
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
     step = build_step(settings, meta_model(config), frozen=frozen, device=device)
     step = partial(step, anchors=model_anchors(config, crop, device=device))
     if settings.batch_size is None:
-        most = min(MOST_IMAGES, max(1, len(train_set) // (8 * settings.grad_accumulation)))  # eight steps an epoch
+        check_batch_norms(config, crop, frozen=frozen, images=1)
+        most = len(train_set) // (8 * settings.grad_accumulation * world.size)  # eight steps an epoch
 
         def try_step(images: int) -> int:
             batch = random_batch(images, crop, device)
             return peak_bytes(lambda: step(state, batch, lr=0.0), device)
 
-        settings = dataclasses.replace(
-            settings, batch_size=largest_batch(try_step, limit=memory_limit(device), most=most)
-        )
+        largest = largest_batch(try_step, limit=memory_limit(device), most=min(MOST_IMAGES, max(1, most)))
+        settings = dataclasses.replace(settings, batch_size=min(world.exchange(largest)))
     if settings.step_size > len(train_set):
         raise InputError(
             f"batch_size must be at most the number of training images, {len(train_set)}, got {settings.step_size}"
+            + (f" in {settings.processes} processes" if settings.processes > 1 else "")
         )
     budget = Budget(
-        epoch_steps=len(train_set) // settings.step_size,
+        epoch_steps=-(-len(train_set) // settings.step_size),
         epochs=settings.epochs,
         seconds=None if settings.minutes is None else 60 * settings.minutes,
         warmup_epochs=settings.warmup_epochs,
     )
-    fixed = (training["weights"], report, frozen, budget, step, device, precision)
-    run = Run(settings, config, crop, train_set, val_set, *fixed)
-    return run, state, {**training, "settings": dataclasses.asdict(settings)}
+    training = {"micro_size": settings.batch_size, **training, "settings": dataclasses.asdict(settings)}
+    fixed = (training["weights"], report, frozen, budget, step, device, precision, world)
+    run = Run(settings, config, crop, train_set, val_set, *fixed, sync_bn=settings.sync_bn == "on")
+    if settings.sync_bn == "auto":
+        run = run._replace(sync_bn=world.size > 1 and min(run.share, training["micro_size"]) < SMALL_BATCH)
+    rows, parts = range(len(train_set) // budget.epoch_steps), run.micro_batches(training["micro_size"])
+    shares = [len(World(rank, world.size).share(rows)) for rank in range(world.size)]
+    seen = sum(share // parts for share in shares) if run.sync_bn else min(shares) and max(1, min(shares) // parts)
+    check_batch_norms(config, crop, frozen=frozen, images=seen)
+    total = world.total if run.sync_bn else None
+    return run._replace(step=partial(step, reduce=world.sum, total=total)), state, training
+
+
+def digest(state: State) -> str:
+    """Compute the digest of the weights and of the batch norms' statistics."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted({**state.params, **state.buffers}.items()):
+        found.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def build_optimizer(settings: TrainSettings) -> Optimizer:
@@ -189,6 +232,7 @@ def training_batches(
         copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
         augment=settings.augment,
         seed=settings.seed,
+        world=run.world if batch_size is None else ALONE,
         workers=settings.workers if workers is None else workers,
         pin_memory=run.device.type == "cuda",
     )
@@ -220,81 +264,3 @@ def overfit_settings(settings: TrainSettings, count: int) -> TrainSettings:
     size = min(settings.batch_size or count, count)
     changes: dict[str, Any] = {"grad_accumulation": 1, "weight_decay": 0.0, "ema_decay": 0.0}
     return dataclasses.replace(settings, batch_size=size, epochs=OVERFIT_EPOCHS, **changes)
-
-
-def resolve_config(settings: TrainSettings, dataset: DetectionDataset, *, base: ModelConfig) -> ModelConfig:
-    """Choose the model's classes, input size and anchor scale for a data set.
-
-    Where neither the settings nor an earlier run decided them, images more than twice as wide as high get an input of
-    320x1088 and smaller anchors than usual: on KITTI 95% of the pedestrians then have an anchor of IoU .5, where D0's
-    square has 40%, for a third more computation.
-
-    Args:
-        settings: what was asked for goes first.
-        dataset: the training data.
-        base: config of the weights that the run starts from.
-    """
-    published = model_config(base.name)
-    trained = (base.image_size, base.anchor_scale) != (published.image_size, published.anchor_scale)
-    aspect = np.median(dataset.sizes[:, 1] / dataset.sizes[:, 0])
-    asked = settings.image_size if isinstance(settings.image_size, tuple) else None
-    wide = not trained and aspect > 2
-    image_size = asked or (WIDE if wide else base.image_size)
-    scale = (2.5 if image_size[0] >= WIDE[0] else 2.0) if wide else base.anchor_scale
-    config = dataclasses.replace(
-        base, classes=dataset.classes, image_size=image_size, anchor_scale=settings.anchor_scale or scale
-    )
-    if settings.image_size != "auto":
-        return config
-    best = best_input(compare_inputs(dataset, config))
-    return dataclasses.replace(config, image_size=best.image_size, anchor_scale=best.anchor_scale)
-
-
-def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int, int]:
-    """Choose the (height, width) that a step sees of an image: as asked for, or by the recipe and the input."""
-    if settings.overfit is not None:
-        return config.image_size
-    if settings.crop is not None:
-        return settings.crop
-    return resolve_crop(config.image_size) if settings.recipe == "default" else config.image_size
-
-
-def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Collection[str], images: int) -> None:
-    """Raise InputError where a batch norm would be trained on one value a channel, which has no variance."""
-    norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
-    if images == 1 and norms - {*frozen} and feature_sizes(crop, levels=config.levels)[-1] == (1, 1):
-        raise InputError(
-            f"batch norms would see one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is "
-            "1x1; try a larger --size, a larger --batch-size, or --weights coco --freeze norms"
-        )
-
-
-def choose_precision(amp: str, device: torch.device) -> str:
-    """Resolve "auto": bf16 on a GPU that supports it, fp16 on another, off elsewhere."""
-    if amp != "auto":
-        return amp
-    if device.type != "cuda":
-        return "off"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def frozen_modules(model: EfficientDet, freeze: str, *, loaded: Collection[str]) -> frozenset[str]:
-    """Name the modules that a run leaves as they are.
-
-    Args:
-        model: the module.
-        freeze: "none"; "backbone", all of it; "norms", the batch norms, scale and shift included, whose statistics were
-            loaded: those of a small batch are worse.
-        loaded: names of the tensors that were loaded and are not random.
-
-    Raises:
-        InputError: what should be frozen is random.
-    """
-    if freeze == "none":
-        return frozenset()
-    if not any(name.startswith("backbone.") for name in loaded):
-        raise InputError(f"freeze {freeze}: the run starts from random weights, which would stay random")
-    if freeze == "backbone":
-        return frozenset(name for name, _ in model.named_modules() if f"{name}.".startswith("backbone."))
-    norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm))
-    return frozenset(name for name in norms if f"{name}.running_var" in loaded)

@@ -1,9 +1,10 @@
 """One step of training as a pure function: a state and a batch in, the next state out."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,7 @@ def train_step(
     precision: torch.dtype = torch.float32,
     seed: int = 0,
     reduce: Callable[[Params], Params] = identity,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[State, StepMetrics]:
     """Compute a batch's gradient and update parameters, batch-norm statistics and averages.
 
@@ -67,8 +69,10 @@ def train_step(
         micro_batches: parts of the batch that go through the network one after another, for less memory. The loss is
             that of the whole batch; batch norms see one part at a time.
         precision: of the network under autocast; losses are in float32.
-        seed: with the step's number decides stochastic depth; torch's global generators are left as they were.
-        reduce: sums a dict of tensors over processes; identity for one.
+        seed: decides stochastic depth, with the step's number and the names of the images.
+        reduce: sums a dict of tensors over the processes that share a batch, each of which has some of its images;
+            identity for one. Losses and gradients are those of the whole batch.
+        total: sums a tensor over them, for batch norms that see the images of all; each sees its own when None.
 
     Returns:
         The state after the step, and measurements made before its update. With float16, a step whose scaled gradient
@@ -85,15 +89,17 @@ def train_step(
     positives = torch.bincount(targets.labels[targets.labels >= 0], minlength=len(config.classes))
     if len(positives) > len(config.classes):  # known without waiting for a GPU, which `check_labels` would have to
         raise InputError(f"label {len(positives) - 1}: there are {len(config.classes)} classes, numbered from 0")
-    positives = reduce({"positives": positives})["positives"]
+    counts = reduce({"positives": positives, "images": positives.new_tensor(len(batch.images))})
+    positives, share = counts["positives"], len(batch.images) / counts["images"]
 
     def loss(learning: Params, buffers: Params, *examples: Tensor) -> tuple[Tensor, tuple[Params, Params]]:
-        images, labels, deltas = examples
+        images, labels, deltas, draws = examples
         pixels = normalize(images, mean=config.mean, std=config.std)
         weights = state.params | learning, buffers
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            momentum = max(NORM_MOMENTUM, 1 - ramp)
             outputs, buffers = apply(
-                model, *weights, pixels, train=True, momentum=max(NORM_MOMENTUM, 1 - ramp), frozen=frozen
+                model, *weights, pixels, draws, train=True, momentum=momentum, frozen=frozen, total=total
             )
         losses = detection_loss(
             outputs.logits, outputs.deltas, labels, deltas, positives=positives.sum(), focal_sum=focal_loss_sum
@@ -101,10 +107,15 @@ def train_step(
         return losses.total * state.loss_scale, ({k: v.detach() for k, v in losses._asdict().items()}, buffers)
 
     learning = trainable(state.params, frozen)
-    gradient = accumulate(value_and_grad(loss, has_aux=True), micro_batches)
-    with seeded(seed * 1_000_003 + state.step, batch.images.device):
-        terms, buffers, grads = gradient(learning, state.buffers, batch.images, targets.labels, targets.deltas)
-    losses, grads = Losses(**reduce(terms)), reduce(grads)
+    # Batch norms of several processes meet in each part, where some may have no image.
+    parts = micro_batches if total else min(micro_batches, len(batch.images))
+    draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step).to(batch.images.device)
+    examples = (batch.images, targets.labels, targets.deltas, draws)
+    terms, buffers, grads = accumulate(value_and_grad(loss, has_aux=True), parts)(learning, state.buffers, *examples)
+    statistics = {name: share * buffer for name, buffer in trainable(buffers, frozen).items()}
+    summed = reduce({**terms, **grads, **statistics})
+    losses, grads = Losses(*(summed[name] for name in Losses._fields)), {name: summed[name] for name in grads}
+    buffers |= {name: summed[name] for name in statistics}
     if state.loss_scale != 1:
         grads = dict(zip(grads, torch._foreach_div(list(grads.values()), state.loss_scale), strict=True))
     norm = torch.nn.utils.get_total_norm(grads.values())
@@ -132,7 +143,7 @@ def accumulate(gradient: Callable[..., Any], micro_batches: int) -> Callable[...
 
     Args:
         gradient: (params, buffers, *tensors) -> ((value, (terms, buffers)), grads), sums over the rows of the tensors.
-        micro_batches: number of parts, at most the number of rows.
+        micro_batches: number of parts.
 
     Returns:
         (params, buffers, *tensors) -> summed terms, last buffers, summed grads.
@@ -141,7 +152,7 @@ def accumulate(gradient: Callable[..., Any], micro_batches: int) -> Callable[...
     def summed(params: Params, buffers: Params, *tensors: Tensor) -> tuple[Params, Params, Params]:
         terms: Params = {}
         grads: Params = {}
-        for part in zip(*(tensor.chunk(micro_batches) for tensor in tensors), strict=True):
+        for part in zip(*(tensor.tensor_split(micro_batches) for tensor in tensors), strict=True):
             (_, (new_terms, buffers)), new_grads = gradient(params, buffers, *part)
             terms = {name: terms.get(name, 0) + value for name, value in new_terms.items()}
             grads = {name: grads[name] + grad if grads else grad for name, grad in new_grads.items()}
@@ -150,9 +161,11 @@ def accumulate(gradient: Callable[..., Any], micro_batches: int) -> Callable[...
     return summed
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block, and leave them afterwards as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def stochastic_draws(names: Sequence[str], depth: int, *, seed: int, step: int) -> Tensor:
+    """Draw for each image and block of the backbone whether it is dropped: float32[B depth], even in 0 to 1.
+
+    What an image draws depends on nothing but its name, the step and the seed: not on who computes it, nor with which
+    others.
+    """
+    drawn = [np.random.default_rng((seed, step, zlib.crc32(name.encode()))).random(depth) for name in names]
+    return torch.tensor(np.array(drawn), dtype=torch.float32).view(-1, depth)

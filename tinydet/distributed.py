@@ -1,0 +1,144 @@
+"""The processes that train or validate together: sums over them, what they share, and what they must agree on."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinydet.errors import InputError, LostProcessError, SharedError
+
+TIMEOUT = timedelta(minutes=5)  # of a collective, such as one that waits while another process computes the AP
+
+
+class World(NamedTuple):
+    """The processes that work together, and which of them this is. All call the same methods in the same order.
+
+    Alone, each method returns what it is given, and nothing of torch.distributed is used.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, rows: range) -> range:
+        """Select this process's part of some rows: consecutive, and as long as the others' but for a row."""
+        return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum a tensor over the processes; it is overwritten."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            _collective(lambda: dist.all_reduce(x))
+        return x
+
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum tensors of one type over the processes, in one flat all-reduce."""
+        if self.size == 1:
+            return tensors
+        flat = self.total(torch.cat([x.flatten() for x in tensors.values()]))
+        parts = flat.split([x.numel() for x in tensors.values()])
+        return {name: part.view_as(x) for (name, x), part in zip(tensors.items(), parts, strict=True)}
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """Collect the rows of each process, on the CPU, in the order of the ranks; they may have different numbers."""
+        if self.size == 1:
+            return [rows]
+        counts = [one.item() for one in _all_gather(torch.tensor(len(rows)), self.size)]
+        padded = rows.new_zeros(max(map(int, counts)), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return [one[: int(count)] for one, count in zip(_all_gather(padded, self.size), counts, strict=True)]
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Collect what JSON can hold from each process.
+
+        Raises:
+            SharedError: another process left `together` by an error instead.
+        """
+        return [one["value"] for one in self._tell(value=value)]
+
+    def first(self, value: Any) -> Any:
+        """Return the value of the first process, which JSON can hold."""
+        return self.exchange(value)[0]
+
+    def agree(self, **facts: Any) -> None:
+        """Raise SharedError unless all processes have the same facts: names the first that differs, and both."""
+        told = self._tell(value=facts)
+        for one, name in product(told, facts):
+            if (found := one["value"].get(name)) != (wanted := told[0]["value"].get(name)):
+                raise SharedError(f"{one['who']} has {name} {found}, but {told[0]['who']} has {wanted}")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise an InputError of one process in all of them."""
+        try:
+            yield
+        except SharedError:
+            raise
+        except InputError as error:
+            if self.size == 1:
+                raise
+            self._tell(error=str(error))
+        self.exchange(None)
+
+    def _tell(self, **message: Any) -> list[dict[str, Any]]:
+        """Collect a message of each process, and who it is; raise SharedError where one of them is an error."""
+        message["who"] = f"rank {self.rank} on {socket.gethostname()}"
+        if self.size == 1:
+            return [message]
+        text = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        told = [json.loads(one.numpy().tobytes()) for one in self.gather(text)]
+        if errors := {one["who"]: one["error"] for one in told if "error" in one}:
+            same = len(errors) == self.size and len({*errors.values()}) == 1
+            raise SharedError(told[0]["error"] if same else "\n".join(f"{who}: {text}" for who, text in errors.items()))
+        return told
+
+
+ALONE = World()
+
+
+@contextmanager
+def launched_world() -> Iterator[World]:
+    """Join the processes that torchrun, or whoever sets RANK and WORLD_SIZE, started; this one alone otherwise.
+
+    Raises:
+        InputError: the other processes cannot be found.
+    """
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if size == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group(timeout=TIMEOUT)  # gloo for tensors on the CPU, nccl on a GPU
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"rank {rank} of {size} found no other process; start them by torchrun ({error})") from None
+    yield World(rank, size)
+    dist.destroy_process_group()  # after an error the others may not answer any more
+
+
+def _all_gather(x: Tensor, size: int) -> list[Tensor]:
+    """Collect a tensor of one shape from each process, on the CPU."""
+    import torch.distributed as dist
+
+    x = x.cpu().contiguous()
+    found = [torch.empty_like(x) for _ in range(size)]
+    _collective(lambda: dist.all_gather(found, x))
+    return found
+
+
+def _collective(call: Callable[[], Any]) -> None:
+    """Call what all processes must; raise LostProcessError where one does not."""
+    try:
+        call()
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"another process has ended, or cannot be reached ({str(error).splitlines()[0]})"
+        ) from None

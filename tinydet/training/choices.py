@@ -1,0 +1,97 @@
+"""What the settings of a run leave open: its input, crop, precision and frozen modules, by data and device."""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from tinydet.data.dataset import DetectionDataset
+from tinydet.data.loader import resolve_crop
+from tinydet.errors import InputError
+from tinydet.model.config import ModelConfig, model_config
+from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.layers import BatchNorm
+from tinydet.ops.anchors import feature_sizes
+from tinydet.training.autosize import best_input, compare_inputs
+from tinydet.training.settings import WIDE, TrainSettings
+
+
+def resolve_config(settings: TrainSettings, dataset: DetectionDataset, *, base: ModelConfig) -> ModelConfig:
+    """Choose the model's classes, input size and anchor scale for a data set.
+
+    Where neither the settings nor an earlier run decided them, images more than twice as wide as high get an input of
+    320x1088 and smaller anchors than usual: on KITTI 95% of the pedestrians then have an anchor of IoU .5, where D0's
+    square has 40%, for a third more computation.
+
+    Args:
+        settings: what was asked for goes first.
+        dataset: the training data.
+        base: config of the weights that the run starts from.
+    """
+    published = model_config(base.name)
+    trained = (base.image_size, base.anchor_scale) != (published.image_size, published.anchor_scale)
+    aspect = np.median(dataset.sizes[:, 1] / dataset.sizes[:, 0])
+    asked = settings.image_size if isinstance(settings.image_size, tuple) else None
+    wide = not trained and aspect > 2
+    image_size = asked or (WIDE if wide else base.image_size)
+    scale = (2.5 if image_size[0] >= WIDE[0] else 2.0) if wide else base.anchor_scale
+    config = dataclasses.replace(
+        base, classes=dataset.classes, image_size=image_size, anchor_scale=settings.anchor_scale or scale
+    )
+    if settings.image_size != "auto":
+        return config
+    best = best_input(compare_inputs(dataset, config))
+    return dataclasses.replace(config, image_size=best.image_size, anchor_scale=best.anchor_scale)
+
+
+def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int, int]:
+    """Choose the (height, width) that a step sees of an image: as asked for, or by the recipe and the input."""
+    if settings.overfit is not None:
+        return config.image_size
+    if settings.crop is not None:
+        return settings.crop
+    return resolve_crop(config.image_size) if settings.recipe == "default" else config.image_size
+
+
+def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Collection[str], images: int) -> None:
+    """Raise InputError where a batch norm would be trained on one value a channel, which has no variance, or none."""
+    norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
+    if not images and norms - {*frozen}:
+        raise InputError("--sync-bn off: a step has fewer images than there are processes; leave it auto")
+    if images == 1 and norms - {*frozen} and feature_sizes(crop, levels=config.levels)[-1] == (1, 1):
+        raise InputError(
+            f"batch norms would see one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is "
+            "1x1; try a larger --size, a larger --batch-size, or --weights coco --freeze norms"
+        )
+
+
+def choose_precision(amp: str, device: torch.device) -> str:
+    """Resolve "auto": bf16 on a GPU that supports it, fp16 on another, off elsewhere."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def frozen_modules(model: EfficientDet, freeze: str, *, loaded: Collection[str]) -> frozenset[str]:
+    """Name the modules that a run leaves as they are.
+
+    Args:
+        model: the module.
+        freeze: "none"; "backbone", all of it; "norms", the batch norms, scale and shift included, whose statistics were
+            loaded: those of a small batch are worse.
+        loaded: names of the tensors that were loaded and are not random.
+
+    Raises:
+        InputError: what should be frozen is random.
+    """
+    if freeze == "none":
+        return frozenset()
+    if not any(name.startswith("backbone.") for name in loaded):
+        raise InputError(f"freeze {freeze}: the run starts from random weights, which would stay random")
+    if freeze == "backbone":
+        return frozenset(name for name, _ in model.named_modules() if f"{name}.".startswith("backbone."))
+    norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm))
+    return frozenset(name for name in norms if f"{name}.running_var" in loaded)
