@@ -27,8 +27,10 @@ class World(NamedTuple):
     size: int = 1
 
     def share(self, rows: range) -> range:
-        """Select this process's part of some rows: consecutive, and as long as the others' but for a row."""
-        return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
+        """Select this process's part of some rows, as `Tensor.tensor_split` does: the first parts may be a row longer."""
+        length, longer = divmod(len(rows), self.size)
+        first = self.rank * length + min(self.rank, longer)
+        return rows[first : first + length + (self.rank < longer)]
 
     def total(self, x: Tensor) -> Tensor:
         """Sum a tensor over the processes; it is overwritten."""

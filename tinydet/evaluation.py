@@ -60,8 +60,10 @@ def validate(
         data = val_batches(data, config, batch_size=batch_size, workers=workers, world=world)
     device = next(iter(variables[0].values())).device
     infer = inference_fn(Variables(*variables), config=config)
-    sums, detections = list[Tensor](), list[Detections]()
+    sums, detections = [torch.zeros(len(Losses._fields), dtype=torch.float64)], list[Detections]()
     for batch in data:
+        if not len(batch.images):  # the last of a process that has one batch less than the others
+            continue
         check_labels(batch.labels, classes=len(config.classes))
         batch = batch.to(device)
         anchors = model_anchors(config, tuple(batch.images.shape[2:]), device=device)

@@ -106,9 +106,9 @@ class _SyncedBatchNorm(torch.autograd.Function):
         total: Callable[[Tensor], Tensor],
     ) -> Tensor:
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
-        mean = var = torch.zeros_like(running_mean)
-        if len(x):
-            mean, var = torch.batch_norm_update_stats(x, running_mean, running_var, 0.0)
+        mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+        if len(x):  # the running ones are given for their type; it would write into them
+            mean, var = torch.batch_norm_update_stats(x, mean, var, 0.0)
         mean, var = mean.double(), var.double()
         sums = total(torch.cat([count * mean, count * (var + mean * mean), count]))  # exact, for they are in float64
         mean, square = sums[:-1].view(2, -1) / sums[-1]

@@ -170,7 +170,7 @@ def start_run(
     training = {"micro_size": settings.batch_size, **training, "settings": dataclasses.asdict(settings)}
     fixed = (training["weights"], report, frozen, budget, step, device, precision, world)
     run = Run(settings, config, crop, train_set, val_set, *fixed, sync_bn=settings.sync_bn == "on")
-    if settings.sync_bn == "auto":
+    if settings.sync_bn == "auto" and settings.freeze != "norms":
         run = run._replace(sync_bn=world.size > 1 and min(run.share, training["micro_size"]) < SMALL_BATCH)
     rows, parts = range(len(train_set) // budget.epoch_steps), run.micro_batches(training["micro_size"])
     shares = [len(World(rank, world.size).share(rows)) for rank in range(world.size)]
