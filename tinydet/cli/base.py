@@ -155,7 +155,15 @@ def positive(number: int) -> int:
     return number
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count
+
+
 SIZE = Parsed("HxW", parse_size, f"HEIGHTxWIDTH in pixels, at most {MOST_PIXELS}, such as 256x896")
+SHARD = Parsed("I/N", parse_shard, "I/N, part I of N, such as 1/8 for the first of eight")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {
     "classes": NAMES,
@@ -219,11 +227,18 @@ json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def choose_device(name: str) -> str:
-    """Resolve a device; "auto" is a GPU where there is one."""
+    """Resolve a device; "auto" is a GPU where there is one, of its own for each process that torchrun starts."""
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        rank = os.environ.get("LOCAL_RANK")
+        if not torch.cuda.is_available():
+            return "mps" if torch.backends.mps.is_available() else "cpu"
+        if rank and (count := torch.cuda.device_count()) <= int(rank):
+            raise InputError(
+                f"LOCAL_RANK {rank}: there are {count} GPUs here; start as many processes, or give --device"
+            )
+        return f"cuda:{rank}" if rank else "cuda"
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
