@@ -15,7 +15,7 @@ from tinydet.files import PathLike, atomic_write, lock_folder, output_errors, sh
 from tinydet.predict import append_line
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
-from tinydet.reading import read_json
+from tinydet.reading import check_field, read_json
 from tinydet.weights.formats import Weights
 
 
@@ -126,9 +126,10 @@ def _check_made(path: Path, made: dict[str, Any]) -> None:
         raise InputError(f"{path}: without {own.name}, which says what it is of; remove it, or choose another folder")
     for file in [own] if own.exists() else sorted(path.parent.glob("predictions-*-of-*.json"))[:1]:
         there = read_json(file)
+        check_field(there, {}, where=str(file))
         for name, value in made.items():
-            if not isinstance(there, dict) or (earlier := there.get(name)) != value:
-                now = f"{name} {quoted(earlier)}, and now it is {quoted(value)}"
+            if there.get(name) != value:
+                now = f"{name} {quoted(there.get(name))}, and now it is {quoted(value)}"
                 raise InputError(f"{file}: made with {now}; give the same, or choose another folder")
     if not own.exists():
         write_file(own, json.dumps(made))

@@ -231,14 +231,15 @@ def choose_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        rank = os.environ.get("LOCAL_RANK")
         if not torch.cuda.is_available():
             return "mps" if torch.backends.mps.is_available() else "cpu"
-        if rank and (count := torch.cuda.device_count()) <= int(rank):
-            raise InputError(
-                f"LOCAL_RANK {rank}: there are {count} GPUs here; start as many processes, or give --device"
-            )
-        return f"cuda:{rank}" if rank else "cuda"
+        rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+        if not rank.isdecimal():
+            return "cuda"
+        if int(rank) >= count:
+            few = "start fewer processes on this machine, or give --device"
+            raise InputError(f"LOCAL_RANK {rank}, of GPUs 0 to {count - 1}; {few}")
+        return f"cuda:{rank}"
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:

@@ -231,10 +231,11 @@ def predict(
     from tinydet.video import is_video, open_video, save_video
 
     by_torchrun = shard is not None and ctx.get_parameter_source("shard") is ParameterSource.DEFAULT
-    unread: list[InputError] = []
+    unread = 0
 
     def on_error(error: InputError) -> None:
-        unread.append(error)
+        nonlocal unread
+        unread += 1
         echo(f"error: {error}", err=True)
 
     def listed(one: str) -> list[str] | None:
@@ -287,5 +288,5 @@ def predict(
     echo(f"{counted(counts)} with {detector.source}")
     echo(written)
     if unread:
-        echo(f"{len(unread)} images could not be read", err=True)
+        echo(f"{unread} images could not be read", err=True)
         ctx.exit(0 if by_torchrun else 1)  # torchrun ends all processes when one has failed
