@@ -130,24 +130,25 @@ def run_files(folder: Path, *, suffix: str = "") -> list[Path]:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Make a folder where it is missing, and hold it; raise InputError where another process does."""
-    lock, process = FileLock(folder / LOCK), ""
+def lock_folder(folder: Path, *, name: str = "") -> Iterator[None]:
+    """Make a folder where it is missing, and hold it, or the part of that name; raise InputError where another does."""
+    file = folder / (f".{name}.lock" if name else LOCK)
+    lock, process = FileLock(file), ""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             with suppress(OSError):  # the other process has just ended
-                process = (folder / LOCK).read_text()
-            text = f"{folder}: in use by process {process}; stop that first, or choose another folder"
+                process = file.read_text()
+            text = f"{folder / name}: in use by process {process}; stop that first, or choose another folder"
             raise InputError(text) from None
     try:
         with output_errors(folder):
-            (folder / LOCK).write_text(str(os.getpid()))
+            file.write_text(str(os.getpid()))
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         lock.release()
 
 
@@ -189,7 +190,7 @@ def list_files(folder: PathLike, suffixes: Collection[str], *, recursive: bool =
             raise InputError(f"{folder}: more than {MAX_FOLDERS:,} folders; give the folder of the files themselves")
         folders[:] = [name for name in folders if recursive and not name.startswith((".", "__MACOSX"))]
         files += [Path(place, name) for name in names if name[0] != "." and name[name.rfind(".") :].lower() in suffixes]
-    return sorted(files)
+    return sorted(files, key=lambda path: path.parts)  # as paths sort, in a third of the time
 
 
 def list_folders(folder: Path, names: Collection[str] | None = None) -> list[Path]:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
-from os.path import exists, isdir
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -26,21 +26,25 @@ from tinydet.files import (
 )
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
-from tinydet.reading import read_text
+from tinydet.reading import MAX_JSON, read_bytes, read_text
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
 LINES = "predictions.jsonl"
 
 
-def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
-    """Collect the image files of files, folders and globs; report those whose header is not that of an image."""
-    images: list[Path] = []
+def find_images(paths: Iterable[PathLike]) -> Iterator[Path]:
+    """Find the image files of files, folders and globs, in order."""
     for given in map(Path, paths):  # whose own methods raise where it is too long
         matching = [given] if exists(given) else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
         found = [image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if isdir(path) else [path])]
         if not found:
             raise InputError(f"{given}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        images += found
+        yield from found
+
+
+def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error) -> list[Path]:
+    """Collect the image files of files, folders and globs; report those whose header is not that of an image."""
+    images = [*find_images(paths)]
     stems: dict[str, Path] = {}
     for image in images:
         if (first := stems.setdefault(image.stem, image)) is not image:
@@ -57,16 +61,29 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
 def read_stdin(stream: IO[bytes], folder: PathLike) -> list[str]:
     """Read the paths that a stream lists, a line each; or save the image that it is, to a folder."""
     content, image = stream.read(), Path(folder) / "stdin"
-    try:
-        listed = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-        if not listed:
-            raise InputError("standard input: lists no image")
+    if (listed := _parse_list(content, name="standard input")) is not None:
         return listed
-    except UnicodeDecodeError:  # no image is valid UTF-8
-        write_file(image, content)
+    write_file(image, content)
     if try_call(lambda _: None, read_image, image) is None:
         raise InputError("standard input: neither UTF-8 text that lists images nor a readable image")
     return [str(image)]
+
+
+def read_list(path: PathLike) -> list[str] | None:
+    """Read the paths that a .txt file lists, a line each; None where there is no such file, or it is not text."""
+    listing = Path(path).suffix.lower() == ".txt" and isfile(path)
+    return _parse_list(read_bytes(path, largest=MAX_JSON), name=path) if listing else None
+
+
+def _parse_list(content: bytes, *, name: PathLike) -> list[str] | None:
+    """Parse the paths that a text lists, a line each; None where it is not UTF-8, as no image is."""
+    try:
+        listed = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        return None
+    if not listed:
+        raise InputError(f"{name}: lists no image")
+    return listed
 
 
 def newest_weights(runs: PathLike = "runs") -> Path | None:
@@ -142,13 +159,7 @@ def open_lines(out: Path, *, of: str, new: Iterable[Path] = ()) -> Iterator[Call
 
     def write(line: str) -> None:
         nonlocal count
-        size = path.stat().st_size
-        try:
-            with output_errors(path), open(path, "ab") as file:
-                file.write(f"{line}\n".encode())
-        except InputError:
-            os.truncate(path, size)  # a full disk may have had room for a part
-            raise
+        append_line(path, line)
         count += 1
 
     with lock_folder(out):
@@ -159,6 +170,17 @@ def open_lines(out: Path, *, of: str, new: Iterable[Path] = ()) -> Iterator[Call
             yield write
         except InputError as error:
             raise InputError(f"{error}; {path} has the detections of {count_text(count, of)}") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file; one that cannot be written leaves the file as it was."""
+    size = path.stat().st_size
+    try:
+        with output_errors(path), open(path, "ab") as file:
+            file.write(f"{line}\n".encode())
+    except InputError:
+        os.truncate(path, size)  # a full disk may have had room for a part
+        raise
 
 
 def clear_folder(out: PathLike, *, new: Iterable[Path] = ()) -> None:

@@ -159,7 +159,15 @@ def positive(number: int) -> int:
     return number
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count
+
+
 SIZE = Parsed("HxW", parse_size, f"HEIGHTxWIDTH in pixels, at most {MOST_PIXELS}, such as 256x896")
+SHARD = Parsed("I/N", parse_shard, "I/N, part I of N, such as 1/8 for the first of eight")
 NAMES = Parsed("A,B,...", parse_names, "a list of different names, separated by commas")
 TYPES = {
     "classes": NAMES,
@@ -223,11 +231,19 @@ json_option = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def choose_device(name: str) -> str:
-    """Resolve a device; "auto" is a GPU where there is one."""
+    """Resolve a device; "auto" is a GPU where there is one, of its own for each process that torchrun starts."""
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "mps" if torch.backends.mps.is_available() else "cpu"
+        rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
+        if not rank.isdecimal():
+            return "cuda"
+        if int(rank) >= count:
+            few = "start fewer processes on this machine, or give --device"
+            raise InputError(f"LOCAL_RANK {rank}, of GPUs 0 to {count - 1}; {few}")
+        return f"cuda:{rank}"
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:

@@ -1,6 +1,7 @@
 """Commands that detect: evaluate, predict."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tinydet.cli.base import (
     COUNT,
     NAMES,
     PATH,
+    SHARD,
     TYPES,
     Choice,
     choose_device,
@@ -47,6 +50,12 @@ def view_options(function: Callable[..., None]) -> Callable[..., None]:
     ):
         function = decorate(function)
     return function
+
+
+def torchrun_shard() -> str | None:
+    """Return the shard of a process that torchrun started, by its environment; None for any other."""
+    rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return f"{int(rank) + 1}/{count}" if rank.isdecimal() and count not in ("", "1") else None
 
 
 def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
@@ -162,6 +171,13 @@ def evaluate(
 @option("--batch-size", default=1, type=COUNT, help="Images in a batch.")
 @option("--compile", is_flag=True, help="Compile the network first, which takes a minute: for many images.")
 @option("--coco", type=PATH, help="COCO annotations whose image and category ids coco.json gets.")
+@option(
+    "--shard",
+    type=SHARD,
+    default=torchrun_shard,
+    show_default="by RANK and WORLD_SIZE under torchrun",
+    help="Predict part I of N of the images alone, to predictions-I-of-N.jsonl and nothing else.",
+)
 @device_option
 @click.pass_context
 def predict(
@@ -172,14 +188,18 @@ def predict(
     out: Path,
     compile: bool,
     coco: Path | None,
+    shard: tuple[int, int] | None,
     device: str,
     **settings: Any,
 ) -> None:
     """Detect objects in images, or in a video.
 
-    IMAGES are files, folders, globs, or - for standard input: an image, or a list of paths. The output folder gets
-    drawn images, JSON lines, COCO results, KITTI and YOLO result files. Images that cannot be read are named and left
-    out, and the exit status is 1.
+    IMAGES are files, folders, globs, .txt files that list paths, or - for standard input: an image, or a list of paths.
+    The output folder gets drawn images, JSON lines, COCO results, KITTI and YOLO result files. Images that cannot be
+    read are named and left out, and the exit status is 1.
+
+    With --shard each of N processes, on any machines, gets JSON lines of a part of the images; started again, it goes
+    on. Their files make one: cat predictions-*-of-*.jsonl > predictions.jsonl
 
     Or one video file, or a camera, until Ctrl-C: the output folder gets the drawn video, and JSON lines of its frames.
 
@@ -190,6 +210,7 @@ def predict(
       tinydet predict "clips/*.jpg" --weights coco --tta
       tinydet predict aerial.tif --tiles auto --weights a.pt,b.pt
       find . -name "*.jpg" | tinydet predict -
+      tinydet predict list.txt --shard 3/16
       tinydet predict clip.mp4
       tinydet predict camera:0
     """
@@ -200,30 +221,49 @@ def predict(
         collect_images,
         drawn_video,
         earlier_results,
+        find_images,
         image_files,
+        read_list,
         read_stdin,
         save_predictions,
     )
+    from tinydet.shard import digest_weights, save_shard, take_shard
     from tinydet.video import is_video, open_video, save_video
 
-    unread: list[InputError] = []
+    by_torchrun = shard is not None and ctx.get_parameter_source("shard") is ParameterSource.DEFAULT
+    unread = 0
 
     def on_error(error: InputError) -> None:
-        unread.append(error)
+        nonlocal unread
+        unread += 1
         echo(f"error: {error}", err=True)
 
-    video, paths = None, list[Path]()
+    def listed(one: str) -> list[str] | None:
+        return read_stdin(sys.stdin.buffer, folder) if one == "-" else read_list(one)
+
+    video, part, paths = None, None, list[Path]()
+    folder = ctx.with_resource(TemporaryDirectory())
     if any(map(is_video, images)):
-        if len(images) > 1 or coco is not None:
-            raise InputError("a video or a camera is predicted by itself, and without --coco")
+        if len(images) > 1 or coco is not None or shard is not None:
+            raise InputError("a video or a camera is predicted by itself, and without --coco and --shard")
         video = open_video(images[0])
+    elif shard is not None:
+        if coco is not None:
+            raise InputError("--coco does not go with --shard, which writes JSON lines alone")
+        if "-" in images and by_torchrun:
+            raise InputError(
+                "standard input is one for all processes of torchrun; give a .txt file that lists the images"
+            )
+        every = [path for one in images for path in listed(one) or map(str, find_images([one]))]
+        part = take_shard(every, *shard, batch_size=settings["batch_size"])
+        del every  # millions
     else:
-        folder = ctx.with_resource(TemporaryDirectory())
-        listed = (path for one in images for path in (read_stdin(sys.stdin.buffer, folder) if one == "-" else [one]))
-        paths = collect_images(listed, on_error=on_error)
-    files = (file for path in paths for file in image_files(out, path))
-    earlier_results(out, inputs=paths or images, new=[drawn_video(out, video.source)] if video else files)
-    detector = Detector(load_weights(weights, model=model, device=device), compile=compile)
+        paths = collect_images((path for one in images for path in listed(one) or [one]), on_error=on_error)
+    if part is None:
+        files = (file for path in paths for file in image_files(out, path))
+        earlier_results(out, inputs=paths or images, new=[drawn_video(out, video.source)] if video else files)
+    loaded = load_weights(weights, model=model, device=device)
+    detector = Detector(loaded, compile=compile)
     names = detector.classes
     if settings["classes"] is not None:
         names = tuple(names[label] for label in detector.labels(settings["classes"]))
@@ -237,10 +277,16 @@ def predict(
         echo(f"{counted(counts)} with {detector.source}")
         echo(f"video in {drawn_video(out, video.source)}, boxes in {out / 'predictions.jsonl'}")
         return
-    found = detector.predict(paths, on_error=on_error, **settings)
-    counts = save_predictions(found, out, classes=names, ids=ids)
+    if part is not None:
+        made = {"weights": digest_weights(loaded), "compile": compile}
+        counts = save_shard(part, detector, out, made=made, on_error=on_error, **{**settings, "classes": names})
+        written = f"boxes in {out / part.name}.jsonl"
+    else:
+        found = detector.predict(paths, on_error=on_error, **settings)
+        counts = save_predictions(found, out, classes=names, ids=ids)
+        written = f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo"
     echo(f"{counted(counts)} with {detector.source}")
-    echo(f"images in {out / 'images'}, boxes in {out / 'predictions.jsonl'}, coco.json, kitti and yolo")
+    echo(written)
     if unread:
-        echo(f"{len(unread)} images could not be read", err=True)
-        ctx.exit(1)
+        echo(f"{unread} images could not be read", err=True)
+        ctx.exit(0 if by_torchrun else 1)  # torchrun ends all processes when one has failed
