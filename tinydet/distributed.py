@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class World(NamedTuple):
     size: int = 1
 
     def share(self, rows: range) -> range:
-        """Select this process's part of some rows, as `Tensor.tensor_split` does: the first parts may be a row longer."""
+        """Select the rows of this process, as `Tensor.tensor_split` does: the first parts may be a row longer."""
         length, longer = divmod(len(rows), self.size)
         first = self.rank * length + min(self.rank, longer)
         return rows[first : first + length + (self.rank < longer)]
@@ -119,7 +120,11 @@ def launched_world() -> Iterator[World]:
     import torch.distributed as dist
 
     try:
-        dist.init_process_group(timeout=TIMEOUT)  # gloo for tensors on the CPU, nccl on a GPU
+        store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun may keep the store of processes that it restarts
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+        # By gloo for tensors on the CPU, by nccl for those on a GPU.
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"rank {rank} of {size} found no other process; start them by torchrun ({error})") from None
     yield World(rank, size)
@@ -141,6 +146,5 @@ def _collective(call: Callable[[], Any]) -> None:
     try:
         call()
     except RuntimeError as error:
-        raise LostProcessError(
-            f"another process has ended, or cannot be reached ({str(error).splitlines()[0]})"
-        ) from None
+        reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]
+        raise LostProcessError(f"another process has ended, or cannot be reached ({reason})") from None
