@@ -93,6 +93,23 @@ def test_gathering_is_a_loop_over_lists(lists: list[list[int]], data: st.DataObj
     assert np.diff(offsets).tolist() == [len(lists[row]) for row in rows]
 
 
+def test_a_digest_tells_data_apart_but_not_where_their_files_are(dataset: DetectionDataset) -> None:
+    first, *others = FRAMES
+    moved = [one._replace(path=Path("elsewhere") / one.path) for one in FRAMES]
+    assert DetectionDataset(moved, classes=CLASSES).digest() == dataset.digest()
+    assert dataset.take([0, 1, 2]).digest() == dataset.digest()
+    changes = [
+        first._replace(name="z"),
+        first._replace(size=(61, 80)),
+        first._replace(boxes=first.boxes + np.float32(0.5)),
+        first._replace(labels=first.labels[::-1].copy()),
+        first._replace(boxes=first.boxes[:1], labels=first.labels[:1]),
+    ]
+    digests = [DetectionDataset([one, *others], classes=CLASSES).digest() for one in changes]
+    taken = [dataset.take(rows).digest() for rows in ([0, 2, 1], [0, 1], [0, 1, 2, 2], [])]
+    assert len({dataset.digest(), *digests, *taken}) == 10
+
+
 def test_boxes_in_an_input_are_those_of_a_loop(dataset: DetectionDataset) -> None:
     for size in ((64, 96), (31, 200)):
         expected = [one.boxes * letterbox_scale(one.size, size) for one in FRAMES]
