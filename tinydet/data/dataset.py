@@ -180,7 +180,9 @@ class DetectionDataset(Dataset[Example]):
 
         Paths are left out, for they may differ between machines. A second for ten million images with three boxes each.
         """
-        columns = self.names, self.sizes, self.offsets, self.boxes, self.labels
+        names = np.ascontiguousarray(self.names).view(np.uint32).reshape(len(self), self.names.itemsize // 4)
+        longest = names.any(axis=0).sum()  # as other images, which were not taken, may have longer names
+        columns = names[:, :longest], self.sizes, self.offsets, self.boxes, self.labels
         return "-".join(f"{zlib.crc32(np.ascontiguousarray(column).data):08x}" for column in columns)
 
     def boxes_in(self, image_size: tuple[int, int]) -> np.ndarray:
