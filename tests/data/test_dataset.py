@@ -84,6 +84,12 @@ def test_taking_copies_nothing(dataset: DetectionDataset) -> None:
     assert "_taken" not in vars(taken)
 
 
+def test_a_sample_is_spread_over_all(dataset: DetectionDataset) -> None:
+    assert dataset.sample(3) is dataset
+    assert dataset.sample(2).names.tolist() == ["a", "c"]
+    assert dataset.take([0, 1] * 50).sample(10).names.tolist() == dataset.take([0, 1] * 5).names.tolist()
+
+
 @given(st.lists(st.lists(st.integers(), max_size=4), min_size=1, max_size=5), st.data())
 def test_gathering_is_a_loop_over_lists(lists: list[list[int]], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6))
