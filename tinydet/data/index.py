@@ -66,11 +66,11 @@ class IndexDataset(DetectionDataset):
         boxes, annotations = _open_columns(path, content["splits"], split=split)
         opened = [content["splits"][one] for one in (SPLITS if split == "all" else [split])]
         objects = sum((Counter(one["objects"]) for one in opened), Counter[str]())
-        named, where = content["classes"], short_path(path)
-        chosen, notes = resolve_classes(classes, objects, split=split, where=where, named=named)
+        named = content["classes"]
+        chosen, notes = resolve_classes(classes, objects, split=split, where=short_path(path), named=named)
         self._label_of: np.ndarray | None = None
         if [*map(str.lower, chosen)] != [*map(str.lower, named)]:
-            self._label_of = _label_of(named, chosen)
+            self._label_of = _relabelling(named, chosen)
             boxes = boxes._replace(labels=self._label_of[boxes.labels])
             boxes = keep_boxes(boxes, boxes.labels != BACKGROUND)
         self.kind, self._source = f"index of {content['kind']}", (path, split, classes)
@@ -128,7 +128,7 @@ def write_index(folder: Path, datasets: Mapping[str, DetectionDataset], *, class
     parts["offsets"].append(np.zeros(1, np.int64))
     images, boxes, splits = 0, 0, {}
     for key, dataset in datasets.items():
-        label_of = _label_of(dataset.classes, classes)
+        label_of = _relabelling(dataset.classes, classes)
         columns, annotations = dataset._taken, dataset.coco_annotations()
         columns = columns._replace(
             paths=np.array([os.path.abspath(path) for path in columns.paths.tolist()]),
@@ -151,16 +151,12 @@ def write_index(folder: Path, datasets: Mapping[str, DetectionDataset], *, class
         folder.mkdir(parents=True, exist_ok=True)
     for name, some in parts.items():
         _write(folder / f"{name}.npy", some, FILES[name][1])
-    content = {
-        "version": VERSION,
-        "kind": datasets["train"].kind.removeprefix("index of "),
-        "classes": [*classes],
-        "splits": splits,
-    }
+    kind = datasets["train"].kind.removeprefix("index of ")
+    content = {"version": VERSION, "kind": kind, "classes": [*classes], "splits": splits}
     write_file(folder / INDEX, json.dumps(content, indent=1))
 
 
-def _label_of(named: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+def _relabelling(named: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Map labels of some classes, IGNORE and BACKGROUND, which count from the end, to those of others, int64[K+2]."""
     return np.append(class_labels(named, classes), [IGNORE, BACKGROUND])
 
@@ -183,7 +179,7 @@ def _open_columns(path: Path, splits: Mapping[str, Any], *, split: str) -> tuple
     for name, (of, kind, shape) in FILES.items():
         train, val = (int(splits[one][of]) for one in SPLITS)
         if min(train, val) < 0:
-            raise InputError(f"{path}: a split has less than no {of}")
+            raise InputError(f"{path}: a split has a negative number of {of}")
         ends, more = (0, train, train + val), int(name == "offsets")
         column = _map(path.with_name(f"{name}.npy"), kind, (train + val + more, *shape))
         columns.append(column[ends[first] : ends[last] + more])
@@ -205,9 +201,7 @@ def _map(path: Path, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
         column = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except Exception as error:  # of all kinds, of damaged headers
         raise InputError(f"{path}: no column ({shorten(str(error), most=100)}); write the index again") from None
-    if not (
-        column.dtype.type is kind and column.dtype.isnative and column.shape == shape and column.flags.c_contiguous
-    ):
+    if (column.dtype.type, column.shape, column.dtype.isnative, column.flags.c_contiguous) != (kind, shape, True, True):
         found, wanted = (f"{kind}{[*shape]}" for kind, shape in ((column.dtype, column.shape), (kind.__name__, shape)))
         raise InputError(f"{path}: holds {found}, not {wanted}; write the index again")
     return column
