@@ -52,6 +52,16 @@ def found(tmp_path: Path) -> Check:
     return check(write_data(tmp_path, FRAMES), classes=CLASSES)
 
 
+def test_images_are_read_some_at_a_time(found: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, int | None]] = []
+    monkeypatch.setattr("tinydet.check.AT_ONCE", 2)
+    (tmp_path / "training/image_2/000010.png").write_bytes(b"")
+    settings = TrainSettings(str(tmp_path), classes=CLASSES)
+    again = check_data(settings, base=model_config("lite0"), progress=lambda *counts: done.append(counts))
+    assert done == [(i, 4) for i in range(1, 5)]  # the image without a size is left out
+    assert again.splits["train"][1:] == found.splits["train"][1:]
+
+
 def test_contents_are_counted(found: Check) -> None:
     assert found.data.startswith("KITTI: ")
     assert check_tables(found)["Contents"] == [

@@ -305,7 +305,7 @@ def test_what_goes_wrong_goes_wrong_before_the_work(tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "yolo", YAML, {"train/x": "0 .5 .5 .5 .5\n", "val/y": "5 .5 .5 .5 .5\n"})
     out = tmp_path / "out"
     assert "class '5' is not one of 0 .. 1" in refused(root, out, to="coco")
-    assert refused(root, out, to="cocoa") == "to must be one of coco, yolo, kitti, voc; got 'cocoa'"
+    assert refused(root, out, to="cocoa") == "to must be one of coco, yolo, kitti, voc, index; got 'cocoa'"
     assert (
         refused(root, tmp_path / "yolo", to="coco")
         == f"{tmp_path / 'yolo'}: exists, and is not an empty folder; name another"

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from tinydet.training.autosize import AnchorRecall, anchor_recall, best_input, c
 from tinydet.training.choices import resolve_config
 from tinydet.training.settings import TrainSettings
 
-THREADS = 4  # that read images
+THREADS, AT_ONCE = 4, 1000  # that read images; the images that they are given
 PAGE_IMAGES, PAGE_WIDTH = 12, 600  # images of each split on the page; their width at most, in pixels
 
 
@@ -80,12 +81,15 @@ def check_data(
         try_call(wrong.append, dataset.__getitem__, row)
         return wrong
 
-    images = [(dataset, row) for dataset in datasets.values() for row in range(len(dataset))]
+    images = ((dataset, row) for dataset in datasets.values() for row in range(len(dataset)))
+    done, total = 0, sum(map(len, datasets.values()))
     with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
-        for done, wrong in enumerate(pool.map(read, *zip(*images, strict=True)), start=1):
-            errors += wrong
-            if progress:
-                progress(done, len(images))
+        while some := [*islice(images, AT_ONCE)]:  # the pool holds all that it is given
+            for wrong in pool.map(read, *zip(*some, strict=True)):
+                errors += wrong
+                done += 1
+                if progress:
+                    progress(done, total)
 
     warnings: list[str] = []
     for name, dataset in datasets.items():

@@ -1,4 +1,4 @@
-"""Convert a data set: the splits, images, boxes and classes that tinydet reads, in the files of another format."""
+"""Convert a data set: the splits, images, boxes and classes that tinydet reads, to the files of another format."""
 
 import io
 import json
@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -16,6 +18,7 @@ from PIL import Image
 
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.images import IMAGE_SUFFIXES, Box, read_image, read_size
+from tinydet.data.index import write_index
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.open import open_dataset
 from tinydet.data.splits import DONT_CARE, SPLITS
@@ -38,6 +41,7 @@ class Split(NamedTuple):
 
 
 Splits = Mapping[str, Split]
+Progress = Callable[[int, int | None], None] | None
 Texts = Iterator[tuple[str, str]]  # the paths of files in the new folder, and what they hold
 
 
@@ -55,40 +59,52 @@ def convert_data(
     *,
     to: str,
     classes: Sequence[str] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress = None,
 ) -> Converted:
     """Write the train and val images, boxes and classes of a data set to a new folder in another format.
 
     The folder reads back the same, every box as the same float32; only YOLO cannot hold ignore regions. Images are
-    copied, but those whose suffix the format does not have are written as PNG.
+    copied, but those whose suffix the format does not have are written as PNG; an index names them where they are.
 
     Args:
         data: what `open_dataset` opens.
         out: a folder that is empty or not there.
-        to: "coco", "yolo", "kitti" or "voc".
+        to: "coco", "yolo", "kitti", "voc" or "index".
         classes: those to write, as `open_dataset` takes them.
-        progress: called with the number of images that are written, and of all.
+        progress: called with the number of images that are written, of an index checked, and of all.
 
     Raises:
         InputError: something in the data is wrong, two images or classes would have one name, or `out` is not empty,
             all before anything is written; or writing failed.
     """
-    if to not in WRITERS:
-        raise InputError(f"to must be one of {', '.join(WRITERS)}; got {to!r}")
+    if to not in FORMATS:
+        raise InputError(f"to must be one of {', '.join(FORMATS)}; got {to!r}")
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists, and is not an empty folder; name another")
     datasets = {key: open_dataset(data, key, classes=classes) for key in SPLITS}
+    done, total = count(1), sum(map(len, datasets.values()))
     for one in datasets.values():
-        for i, path in enumerate(one.paths.tolist()):
+        for i, path in enumerate(one.paths):
             if read_size(path) != one.frame(i).size or not _has_suffix(path, to=to):
                 one[i]  # which raises if it cannot be read to its end, or has another size
+            if progress and to == "index":
+                progress(next(done), total)
     named = {name.lower(): name for one in datasets.values() for name in one.classes}
     written, changes = _spell([*named.values()], to=to)
-    splits = _new_splits(datasets, [*named], to=to)
-    kept, losses = _losses(splits, written, to=to)
     notes = [*(note for one in datasets.values() for note in one.notes), *([] if classes else _not_chosen(datasets))]
-    _write(out, splits, [*WRITERS[to](splits, written)], to=to, progress=progress)
+    if to == "index":
+        kitti = isinstance(datasets["train"], KittiDataset)
+        kept, losses = tuple(written), ["an index is scored by COCO's AP alone, not by KITTI's"] if kitti else []
+        write = partial(write_index, out, datasets, classes=written)
+    else:
+        splits = _new_splits(datasets, [*named], to=to)
+        kept, losses = _losses(splits, written, to=to)
+        write = partial(_write, out, splits, [*WRITERS[to](splits, written)], to=to, progress=progress)
+    try:
+        write()
+    except InputError as error:
+        raise InputError(f"{error}; {out} is not complete") from None
     return Converted(datasets, kept, [*dict.fromkeys([*notes, *changes, *losses])])
 
 
@@ -104,37 +120,27 @@ def _new_splits(datasets: Mapping[str, DetectionDataset], classes: Sequence[str]
     }
 
 
-def _write(
-    out: Path,
-    splits: Splits,
-    texts: Iterable[tuple[str, str]],
-    *,
-    to: str,
-    progress: Callable[[int, int | None], None] | None,
-) -> None:
+def _write(out: Path, splits: Splits, texts: Sequence[tuple[str, str]], *, to: str, progress: Progress) -> None:
     """Write the images, and then the texts: without these, what was interrupted is not taken for a data set."""
     copies = [
         (Path(source), out / IMAGE_FOLDERS[to].format(split=key) / name)
         for key, (dataset, names, _) in splits.items()
         for source, name in zip(dataset.paths.tolist(), names, strict=True)
     ]
-    try:
-        with output_errors(out):
-            for done, (source, target) in enumerate(copies, start=1):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if source.suffix == target.suffix:
-                    with open(source, "rb") as content, atomic_write(target, sync=False) as file:
-                        shutil.copyfileobj(content, file)
-                else:
-                    Image.fromarray(read_image(source)).save(png := io.BytesIO(), format="PNG")
-                    write_file(target, png.getvalue())
-                if progress:
-                    progress(done, len(copies))
-            for path, text in texts:
-                (out / path).parent.mkdir(parents=True, exist_ok=True)
-                write_file(out / path, text)
-    except InputError as error:
-        raise InputError(f"{error}; {out} is not complete") from None
+    with output_errors(out):
+        for done, (source, target) in enumerate(copies, start=1):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == target.suffix:
+                with open(source, "rb") as content, atomic_write(target, sync=False) as file:
+                    shutil.copyfileobj(content, file)
+            else:
+                Image.fromarray(read_image(source)).save(png := io.BytesIO(), format="PNG")
+                write_file(target, png.getvalue())
+            if progress:
+                progress(done, len(copies))
+        for path, text in texts:
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            write_file(out / path, text)
 
 
 def _not_chosen(datasets: Mapping[str, DetectionDataset]) -> list[str]:
@@ -290,3 +296,4 @@ WRITERS: dict[str, Callable[[Splits, Sequence[str]], Texts]] = {
     "kitti": _kitti_texts,
     "voc": _voc_texts,
 }
+FORMATS = (*WRITERS, "index")

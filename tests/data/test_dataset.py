@@ -84,6 +84,12 @@ def test_taking_copies_nothing(dataset: DetectionDataset) -> None:
     assert "_taken" not in vars(taken)
 
 
+def test_a_sample_is_spread_over_all(dataset: DetectionDataset) -> None:
+    assert dataset.sample(3) is dataset
+    assert dataset.sample(2).names.tolist() == ["a", "c"]
+    assert dataset.take([0, 1] * 50).sample(10).names.tolist() == dataset.take([0, 1] * 5).names.tolist()
+
+
 @given(st.lists(st.lists(st.integers(), max_size=4), min_size=1, max_size=5), st.data())
 def test_gathering_is_a_loop_over_lists(lists: list[list[int]], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=6))
@@ -91,6 +97,24 @@ def test_gathering_is_a_loop_over_lists(lists: list[list[int]], data: st.DataObj
     index, offsets = gather(np.cumsum([0, *map(len, lists)]), np.array(rows, dtype=np.int64))
     assert [flat[i] for i in index] == [one for row in rows for one in lists[row]]
     assert np.diff(offsets).tolist() == [len(lists[row]) for row in rows]
+
+
+def test_a_digest_tells_data_apart_but_not_where_their_files_are(dataset: DetectionDataset) -> None:
+    first, *others = FRAMES
+    moved = [one._replace(path=Path("elsewhere") / one.path) for one in FRAMES]
+    assert DetectionDataset(moved, classes=CLASSES).digest() == dataset.digest()
+    longer = DetectionDataset([*FRAMES, first._replace(name="a longer name")], classes=CLASSES)
+    assert longer.take([0, 1, 2]).digest() == dataset.digest()
+    changes = [
+        first._replace(name="z"),
+        first._replace(size=(61, 80)),
+        first._replace(boxes=first.boxes + np.float32(0.5)),
+        first._replace(labels=first.labels[::-1].copy()),
+        first._replace(boxes=first.boxes[:1], labels=first.labels[:1]),
+    ]
+    digests = [DetectionDataset([one, *others], classes=CLASSES).digest() for one in changes]
+    taken = [dataset.take(rows).digest() for rows in ([0, 2, 1], [0, 1], [0, 1, 2, 2], [])]
+    assert len({dataset.digest(), *digests, *taken}) == 10
 
 
 def test_boxes_in_an_input_are_those_of_a_loop(dataset: DetectionDataset) -> None:

@@ -35,6 +35,13 @@ def test_recall_is_by_class_and_by_size_in_the_input() -> None:
     assert (found.image_size, found.anchor_scale) == ((128, 128), CONFIG.anchor_scale)
 
 
+def test_recall_is_of_a_sample_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataset_of([64, *[10] * 8, 64], [0] * 10)
+    assert anchor_recall(dataset, CONFIG).mean == pytest.approx(0.2)
+    monkeypatch.setattr("tinydet.training.autosize.MAX_IMAGES", 2)
+    assert anchor_recall(dataset, CONFIG).mean == 1.0
+
+
 def test_inputs_have_the_shape_of_the_images() -> None:
     sizes = input_sizes((512, 512), aspect=3.0)
     areas = [height * width for height, width in sizes]

@@ -312,6 +312,18 @@ def test_crowded_validation_images_are_noted_at_the_start() -> None:
     assert any(note.startswith("1 image holds more than 100 objects; COCO's AP counts 100") for note in notes)
 
 
+def test_some_of_many_images_are_looked_at_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = Frame("a", Path("a.png"), (100, 100), np.array([[9, 9, 60, 60]] * 2, np.float32), np.zeros(2, int))
+    many = DetectionDataset([frame._replace(name=str(i)) for i in range(9)], classes=("cat",))
+    monkeypatch.setattr("tinydet.training.diagnose.MAX_IMAGES", 3)
+    duplicates, looked = data_notes(many, many, image_size=(320, 320), overfit=False)
+    assert duplicates.endswith("the same cat again as in a.png, and 2 more; tinydet check names them")
+    assert looked == (
+        "3 of the 9 training images were looked at for small objects and duplicate boxes, and none for leakage into "
+        "val; tinydet check looks at all"
+    )
+
+
 def test_own_transforms_and_a_logger(settings: TrainSettings, tmp_path: Path) -> None:
     A, rows = import_albumentations(), list[dict[str, Any]]()
     own = A.Compose([A.VerticalFlip(p=0.5), A.RandomGamma(p=1)])

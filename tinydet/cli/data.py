@@ -10,7 +10,7 @@ from tinydet.cli.base import NAMES, PATH, Choice, command, counting, echo, optio
 
 @command(computes=False)
 @click.argument("data", type=PATH)
-@option("--to", required=True, type=Choice(["coco", "yolo", "kitti", "voc"]), help="Format to write.")
+@option("--to", required=True, type=Choice(["coco", "yolo", "kitti", "voc", "index"]), help="Format to write.")
 @option("--out", required=True, type=PATH, help="Output folder, a new or empty one.")
 @option("--classes", type=NAMES, help="Class names to write; default: KITTI's three, or all of DATA.")
 def convert(data: Path, to: str, out: Path, classes: tuple[str, ...] | None) -> None:
@@ -19,10 +19,14 @@ def convert(data: Path, to: str, out: Path, classes: tuple[str, ...] | None) -> 
     Copies the images of both splits, and writes their boxes, classes and ignore regions as COCO annotations, or as a
     YOLO, KITTI or Pascal VOC folder. Outlines, and KITTI's truncation, occlusion and 3D fields, are not kept.
 
+    An index is for millions of images: it opens at once, and all processes share its memory. It names the images where
+    they are.
+
     \b
     Examples:
       tinydet convert mydata/ --to coco --out mydata-coco
       tinydet convert kitti/ --to yolo --out kitti-yolo --classes Car,Pedestrian,Cyclist,Van,Truck
+      tinydet convert huge.json --to index --out huge-index
     """
     from tinydet.cli.text import counted
     from tinydet.convert import convert_data

@@ -13,6 +13,7 @@ from tinydet.errors import list_some
 from tinydet.files import short_path
 
 MIN_SIDE = 4.0  # pixels of the input: nothing can be recognised in less
+AT_ONCE = 10_000  # images whose boxes are compared
 MAX_PAIRS = 50  # neighbours that are compared: a sample says as much, and every image takes milliseconds
 THUMBNAIL = (32, 24)
 MAX_DIFFERENCE = 12.0  # mean over the thumbnails' grey, 0..255, below which two images are of one scene
@@ -20,11 +21,15 @@ MAX_DIFFERENCE = 12.0  # mean over the thumbnails' grey, 0..255, below which two
 
 def duplicate_boxes(dataset: DetectionDataset) -> list[str]:
     """Find objects that are annotated more than once, a line for each."""
-    keys = map(tuple, np.column_stack([dataset.image_index, dataset.labels, dataset.boxes]).tolist())
-    first: dict[tuple[float, ...], int] = {}
-    pairs = [(m, first.setdefault(key, m), int(key[1])) for m, key in enumerate(keys)]
-    again = [(dataset.origin(m), dataset.classes[k], dataset.origin(old)) for m, old, k in pairs if m != old and k >= 0]
-    return [f"{here}: the same {name} again as in {there}" for here, name, there in again]
+    lines = []
+    for start in range(0, len(dataset), AT_ONCE):
+        part = dataset.take(range(start, min(start + AT_ONCE, len(dataset))))
+        keys = map(tuple, np.column_stack([part.image_index, part.labels, part.boxes]).tolist())
+        first: dict[tuple[float, ...], int] = {}
+        pairs = [(m, first.setdefault(key, m), int(key[1])) for m, key in enumerate(keys)]
+        again = [(part.origin(m), part.classes[k], part.origin(old)) for m, old, k in pairs if m != old and k >= 0]
+        lines += [f"{here}: the same {name} again as in {there}" for here, name, there in again]
+    return lines
 
 
 def small_objects(dataset: DetectionDataset, image_size: tuple[int, int]) -> list[str]:
@@ -38,16 +43,21 @@ def small_objects(dataset: DetectionDataset, image_size: tuple[int, int]) -> lis
 
 def train_val_leakage(train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
     """Say whether images are in both splits, or are near-duplicates of their neighbour by number in the other."""
-    train_paths, val_paths = ([Path(path) for path in one.paths.tolist()] for one in (train_set, val_set))
-    resolved = {path.resolve() for path in train_paths}
-    both = {path for path in val_paths if path.resolve() in resolved}
-    found = []
+    val_paths = [*map(Path, val_set.paths)]
+    resolved = {path.resolve() for path in val_paths}
+    wanted = {(folder, name, n + step) for folder, name, n in map(_number, val_paths) for step in (-1, 1)}
+    twice, numbered = set[Path](), {}
+    for path in map(Path, train_set.paths):  # maybe millions, of which only these are kept
+        if (real := path.resolve()) in resolved:
+            twice.add(real)
+        if (key := _number(path)) in wanted:
+            numbered[key] = path
+    both, found = {path for path in val_paths if path.resolve() in twice}, []
     if both:
         some = list_some(sorted(map(short_path, both)))
         found.append(
             f"{len(both)} of {len(val_paths)} val images are in train too ({some}): the score will be too good"
         )
-    numbered = {_number(path): path for path in train_paths}
     neighbours = {}
     for path in val_paths:
         folder, name, number = _number(path)

@@ -1,7 +1,7 @@
 """Data sets as columns: one split, images with boxes, in a few arrays that workers share."""
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -81,6 +81,12 @@ def gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.arange(ends[-1]) + np.repeat(offsets[:-1][rows] - ends[:-1], counts), ends
 
 
+def keep_boxes(columns: Columns, keep: np.ndarray) -> Columns:
+    """Keep some of the boxes, by bool[M], and all images."""
+    offsets = np.append(0, np.cumsum(keep))[columns.offsets]
+    return Columns(*columns[:3], offsets, *(column[keep] for column in columns[4:]))
+
+
 def join_frames(frames: Sequence[Frame], lines: Sequence[Sequence[int]] = ()) -> Columns:
     """Put frames end to end, and the lines that their boxes are written in."""
     offsets = np.cumsum([0, *(len(frame.labels) for frame in frames)])
@@ -133,11 +139,8 @@ class DetectionDataset(Dataset[Example]):
         annotations: CocoAnnotations | None = None,
         on_error: OnError = raise_error,
     ) -> None:
-        self._columns = columns = frames if isinstance(frames, Columns) else join_frames(list(frames))
-        self._rows, self._annotations = np.arange(len(columns.names)), annotations
-        self.classes, self.split_note, self.notes = tuple(classes), split_note, tuple(notes)
-        if not len(self):
-            raise InputError(f"{split_note or 'the data set'}: there is no image that can be used")
+        columns = frames if isinstance(frames, Columns) else join_frames(list(frames))
+        self._hold(columns, classes=classes, split_note=split_note, notes=notes, annotations=annotations)
         images = columns.image_index
         boxes = columns.boxes.clip(0, columns.sizes[images][:, [1, 0, 1, 0]]).astype(np.float32)
         empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
@@ -150,20 +153,42 @@ class DetectionDataset(Dataset[Example]):
         if leaving := int(((inside < (1 - SLIVER) * whole) & objects & ~empty).sum()):
             text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}"
             self.notes += (f"{text}: corners instead of sizes? labels of another resolution?",)
-        keep = (columns.labels != BACKGROUND) & ~empty
-        offsets, per_box = np.searchsorted(images[keep], np.arange(len(self) + 1)), (boxes, *columns[5:])
-        self._columns = self._taken = Columns(*columns[:3], offsets, *(column[keep] for column in per_box))
+        self._columns = keep_boxes(columns._replace(boxes=boxes), (columns.labels != BACKGROUND) & ~empty)
+
+    def _hold(
+        self,
+        columns: Columns,
+        *,
+        classes: Sequence[str],
+        split_note: str,
+        notes: Sequence[str],
+        annotations: CocoAnnotations | None,
+    ) -> None:
+        """Hold columns as they are; raise InputError if there is no image."""
+        self._columns, self._annotations = columns, annotations
+        self._rows: np.ndarray | range = range(len(columns.names))  # of those that were taken; a range of all
+        self.classes, self.split_note = tuple(classes), split_note
+        self.notes: tuple[str, ...] = tuple(notes)
+        if not len(self):
+            raise InputError(f"{split_note or 'the data set'}: there is no image that can be used")
 
     def take(self: Self, rows: Sequence[int] | np.ndarray) -> Self:
         """Select images by their rows, in this order; an image may come several times. Nothing is copied."""
-        taken = copy(self)
-        taken._rows = self._rows[np.asarray(rows, dtype=np.int64)]
+        taken = type(self).__new__(type(self))
+        every = np.arange(len(self)) if isinstance(self._rows, range) else self._rows
+        taken.__dict__.update(self.__dict__, _rows=every[np.asarray(rows, dtype=np.int64)])
         taken.__dict__.pop("_taken", None)
         return taken
+
+    def sample(self: Self, most: int) -> Self:
+        """Take at most so many images, spread evenly over all."""
+        return self if len(self) <= most else self.take(np.linspace(0, len(self) - 1, most, dtype=np.int64))
 
     @cached_property
     def _taken(self) -> Columns:
         """Gather the columns of the images that were taken."""
+        if isinstance(self._rows, range):
+            return self._columns
         boxes, offsets = gather(self._columns.offsets, self._rows)
         names, paths, sizes = (column[self._rows] for column in self._columns[:3])
         return Columns(names, paths, sizes, offsets, *(column[boxes] for column in self._columns[4:]))
@@ -171,8 +196,19 @@ class DetectionDataset(Dataset[Example]):
     @property
     def counts(self) -> dict[str, int]:
         """Count the objects of each class."""
-        numbers = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
+        parts = np.array_split(self.labels, 1 + len(self.labels) // 2**20)  # a copy of which is small
+        numbers = np.sum([np.bincount(part[part >= 0], minlength=len(self.classes)) for part in parts], axis=0)
         return dict(zip(self.classes, numbers.tolist(), strict=True))
+
+    def digest(self) -> str:
+        """Compute checksums of the names, sizes, offsets, boxes and labels, by which processes compare their data.
+
+        Paths are left out, for they may differ between machines. A second for ten million images with three boxes each.
+        """
+        names = np.ascontiguousarray(self.names).view(np.uint32).reshape(len(self), self.names.itemsize // 4)
+        longest = names.any(axis=0).sum()  # as other images, which were not taken, may have longer names
+        columns = names[:, :longest], self.sizes, self.offsets, self.boxes, self.labels
+        return "-".join(f"{zlib.crc32(np.ascontiguousarray(column).data):08x}" for column in columns)
 
     def boxes_in(self, image_size: tuple[int, int]) -> np.ndarray:
         """Scale all boxes to pixels of a network's input of (height, width), float32[M 4]."""
@@ -207,6 +243,8 @@ class DetectionDataset(Dataset[Example]):
         """Give the objects as COCO's metric reads them, those that a file holds as written there."""
         if self._annotations is None:
             return as_annotations(self.image_index, self.labels, self.boxes, classes=len(self.classes))
+        if isinstance(self._rows, range):
+            return self._annotations
         index, ends = gather(
             np.searchsorted(self._annotations.images, np.arange(len(self._columns.names) + 1)), self._rows
         )

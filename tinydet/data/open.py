@@ -7,6 +7,7 @@ from typing import Any
 
 from tinydet.data.coco import CocoDataset
 from tinydet.data.coco_file import find_coco
+from tinydet.data.index import IndexDataset, find_index
 from tinydet.data.kitti import KittiDataset, find_kitti
 from tinydet.data.voc import VocDataset, find_voc
 from tinydet.data.yolo import YoloDataset, find_yolo
@@ -14,12 +15,16 @@ from tinydet.errors import InputError, NotFoundError, OnError, raise_error, try_
 from tinydet.files import PathLike, list_folders
 
 READERS: dict[Any, Any] = {
+    find_index: IndexDataset,
     find_kitti: KittiDataset,
     find_yolo: YoloDataset,
     find_voc: VocDataset,
     find_coco: CocoDataset,
 }
-SIGNS = "no image_2 and label_2 (KITTI), data.yaml or classes.txt (YOLO), XML files (Pascal VOC), or JSON (COCO)"
+SIGNS = (
+    "no image_2 and label_2 (KITTI), data.yaml or classes.txt (YOLO), XML files (Pascal VOC), JSON (COCO), or "
+    "tinydet-index.json (index)"
+)
 
 
 def open_dataset(
@@ -29,19 +34,19 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     on_error: OnError = raise_error,
-) -> KittiDataset | CocoDataset | YoloDataset | VocDataset:
-    """Open one split of a KITTI, YOLO or Pascal VOC folder, or of COCO annotations, told by what is there.
+) -> KittiDataset | CocoDataset | YoloDataset | VocDataset | IndexDataset:
+    """Open one split of a KITTI, YOLO or Pascal VOC folder, of COCO annotations, or of an index, told by what is there.
 
     Args:
         root: a folder, a JSON file of COCO's, or a YAML file of YOLO's.
         split: "train", "val" or "all".
-        classes: their names, in any case; when None KITTI's three, all that a COCO or YOLO file names, or all that
-            Pascal VOC objects have.
+        classes: their names, in any case; when None KITTI's three, all that a COCO or YOLO file or an index names, or
+            all that Pascal VOC objects have.
         seed: draws the split where the data do not say.
         on_error: called for each line, box or image that is wrong; if it returns, that is left out.
 
     Raises:
-        InputError: it is none of the four, or something in it is wrong: names the file, the line and the value.
+        InputError: it is none of these, or something in it is wrong: names the file, the line and the value.
     """
     root = Path(root)
     if not os.path.exists(root):  # Path's own raises where it is too long
