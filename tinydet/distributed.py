@@ -106,6 +106,11 @@ class World(NamedTuple):
 ALONE = World()
 
 
+def processes_here() -> int:
+    """Return the number of processes that torchrun started on this machine, 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 @contextmanager
 def launched_world() -> Iterator[World]:
     """Join the processes that torchrun, or whoever sets RANK and WORLD_SIZE, started; this one alone otherwise.
@@ -119,6 +124,8 @@ def launched_world() -> Iterator[World]:
         return
     import torch.distributed as dist
 
+    if os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, on a machine of any number of cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun may keep the store of processes that it restarts

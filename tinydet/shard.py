@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tinydet.detector import Detector
 from tinydet.errors import InputError, OnError, quoted, raise_error
 from tinydet.files import PathLike, atomic_write, lock_folder, output_errors, short_path, write_file
+from tinydet.model.functional import digest
 from tinydet.predict import append_line
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
@@ -36,21 +37,17 @@ class Shard(NamedTuple):
 
 def take_shard(paths: Sequence[str], number: int, parts: int, *, batch_size: int = 1) -> Shard:
     """Take one of the parts of the paths of images: whole batches, in whose size a network rounds."""
-    batches, digest = -(-len(paths) // batch_size), hashlib.sha256()
+    batches, checksum = -(-len(paths) // batch_size), hashlib.sha256()
     first, end = (part * batches // parts * batch_size for part in (number - 1, number))
     for path in paths:
-        digest.update(os.fsencode(path) + b"\0")
-    return Shard(number, parts, [str(Path(path)) for path in paths[first:end]], len(paths), digest.hexdigest()[:16])
+        checksum.update(os.fsencode(path) + b"\0")
+    return Shard(number, parts, [str(Path(path)) for path in paths[first:end]], len(paths), checksum.hexdigest()[:16])
 
 
 def digest_weights(weights: Sequence[Weights]) -> str:
-    """Digest the numbers and the configs of weights: that of a copy, by whatever name, is the same."""
-    digest = hashlib.sha256()
-    for one in weights:
-        digest.update(repr(one.config).encode())
-        for name, tensor in sorted({**one.params, **one.buffers}.items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Compute a digest of the numbers and the configs of weights: that of a copy, by whatever name, is the same."""
+    parts = (f"{one.config} {digest({**one.params, **one.buffers})}" for one in weights)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def save_shard(

@@ -202,7 +202,8 @@ def setting_options(*names: str) -> Decorator:
             field, choices = FIELDS[name], FIELDS[name].metadata["choices"]
             plain = next(iter(typing.get_args(field.type)), field.type)
             kind = TYPES.get(name) or (Choice(choices) if choices else plain)
-            default = max(1, min(4, (os.cpu_count() or 2) // 2)) if name == "workers" else field.default
+            cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of each process of torchrun
+            default = max(1, min(4, cores // 2)) if name == "workers" else field.default
             shown = default not in (None, ()) and name != "workers"
             flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
             text = field.metadata["help"]

@@ -1,5 +1,6 @@
 """The model as a function of its weights: dicts of tensors in, dicts of tensors out."""
 
+import hashlib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -85,6 +86,14 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
         return value, dict(zip(leaves, grads, strict=True))
 
     return differentiated
+
+
+def digest(tensors: Params) -> str:
+    """Compute a digest of tensors and their names, by which weights in two places are compared."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def ema_update(ema: Params, params: Params, *, decay: float) -> Params:

@@ -17,6 +17,7 @@ from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError, LostProcessError, SharedError
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import check_writable
+from tinydet.model.functional import digest
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
@@ -36,7 +37,7 @@ from tinydet.training.schedule import (
     warmup_share,
 )
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, digest, start_run, training_batches
+from tinydet.training.start import Run, start_run, training_batches
 from tinydet.training.state import State, save
 
 FOREVER = 10**6  # epochs of a run that ends by the clock
@@ -187,7 +188,7 @@ def run_epochs(
                 spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
             seconds, validating = clock() - began, clock()
-            world.agree(weights=digest(state))
+            world.agree(weights=digest({**state.params, **state.buffers}))
             validation = validate(state.ema, stoppable(val_loader, run, stop), config=config, world=world)
             row = {
                 "epoch": math.ceil(state.step / budget.epoch_steps),

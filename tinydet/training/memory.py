@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tinydet.data.loader import Batch
+from tinydet.distributed import processes_here
 from tinydet.errors import InputError
 
 BOXES, SIDE = 32, 40  # of a random image: more boxes than most images have, and their pixels
@@ -74,11 +75,12 @@ def largest_batch(try_step: Callable[[int], int], *, limit: int, most: int) -> i
 
 
 def memory_limit(device: torch.device) -> int:
-    """Return the bytes that this process may hold: nine tenths of its own and the free ones."""
+    """Return the bytes that this process may hold: nine tenths of its own and its share of the free ones."""
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     else:
-        available = _proc_bytes("meminfo", "MemAvailable", device) + _proc_bytes("self/status", "VmRSS", device)
+        free, own = _proc_bytes("meminfo", "MemAvailable", device), _proc_bytes("self/status", "VmRSS", device)
+        available = free // processes_here() + own
     return int(0.9 * available)
 
 

@@ -1,13 +1,12 @@
 """Start of a run: data, config, weights, and the batch size that memory holds."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Collection
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from tinydet.data.dataset import DetectionDataset
@@ -19,6 +18,7 @@ from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.functional import digest
 from tinydet.model.postprocess import model_anchors
 from tinydet.reading import check_field
 from tinydet.training.choices import (
@@ -108,7 +108,8 @@ def start_run(
         settings = dataclasses.replace(settings, processes=world.size)
     precision = choose_precision(settings.amp, device)
     data = data_summary(train_set, val_set)
-    world.agree(data=data)
+    if world.size > 1:
+        world.agree(data=f"{data} ({train_set.digest()}, {val_set.digest()})")
     if resume:
         assert out is not None
         if world.rank == 0:  # which may mend the folder
@@ -140,7 +141,7 @@ def start_run(
             "elapsed": 0.0,
             "epoch": None,
         }
-    world.agree(weights=digest(state))
+    world.agree(weights=digest({**state.params, **state.buffers}))
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
@@ -178,14 +179,6 @@ def start_run(
     check_batch_norms(config, crop, frozen=frozen, images=seen)
     total = world.total if run.sync_bn else None
     return run._replace(step=partial(step, reduce=world.sum, total=total)), state, training
-
-
-def digest(state: State) -> str:
-    """Compute the digest of the weights and of the batch norms' statistics."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted({**state.params, **state.buffers}.items()):
-        found.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return found.hexdigest()
 
 
 def build_optimizer(settings: TrainSettings) -> Optimizer:
@@ -250,7 +243,7 @@ def overfit_splits(dataset: DetectionDataset, count: int) -> tuple[DetectionData
     Raises:
         InputError: there are fewer such images.
     """
-    rows = np.unique(dataset.image_index[dataset.labels != IGNORE])[:count].tolist()
+    rows = [*islice((i for i, frame in enumerate(dataset.frames()) if (frame.labels != IGNORE).any()), count)]
     if len(rows) < count:
         raise InputError(f"overfit: asked for {count} images with objects, but the training data hold {len(rows)}")
     training, validation = dataset.take(rows * OVERFIT_STEPS), dataset.take(rows)
