@@ -20,7 +20,7 @@ from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoTruth, coco_scores
 from tinydet.metrics.kitti import DIFFICULTIES, KittiResult, KittiTruth, kitti_ap, kitti_curves
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.fold import inference_fn
-from tinydet.model.functional import Params, Variables
+from tinydet.model.functional import Params, Variables, digest
 from tinydet.model.postprocess import Detections, detect, model_anchors, normalize
 from tinydet.ops.boxes import xyxy_to_xywh
 from tinydet.ops.kernels import assign_batch
@@ -223,8 +223,13 @@ def evaluate_detector(
     """
     if classes is None and weights[0].config.classes != COCO_CLASSES:
         classes = weights[0].config.classes
-    dataset = open_dataset(data, split, classes=classes)
-    weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
+    with world.together():
+        dataset = open_dataset(data, split, classes=classes)
+        weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
+        if world.size > 1:
+            world.agree(
+                data=f"{len(dataset)} images ({dataset.digest()})", weights=[digest(one.params) for one in weights]
+            )
     if len(weights) > 1 or views.get("tta") or views.get("tiles"):
         images = (dataset[i].image for i in world.share(range(len(dataset))))
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)

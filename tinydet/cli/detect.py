@@ -118,6 +118,7 @@ def evaluate(
       tinydet evaluate instances_val.json --predictions detections.json
     """
     from tinydet.cli.text import ap_table
+    from tinydet.distributed import launched_world
     from tinydet.evaluation import evaluate as score
     from tinydet.evaluation import evaluate_detector, scores_by_name
     from tinydet.result_files import evaluate_files
@@ -136,15 +137,14 @@ def evaluate(
             echo(f"note: {note}", err=True)
         scores = scores_by_name(numbers)
     else:
-        loaded = load_weights(weights, model=model, device=device)
-        dataset, found = evaluate_detector(
-            data,
-            loaded,
-            split=split or ("all" if single else "val"),
-            classes=classes,
-            class_map=dict(class_map),
-            **options,
-        )
+        part = split or ("all" if single else "val")
+        with launched_world() as world:
+            with world.together():
+                loaded = load_weights(weights, model=model, device=device)
+            how: Any = {"classes": classes, "class_map": dict(class_map), "world": world, **options}
+            dataset, found = evaluate_detector(data, loaded, split=part, **how)
+        if world.rank:  # the first process scores
+            return
         echo(f"{dataset.kind}: {dataset.split_note}", err=True)
         numbers = scores = score(dataset, found)
         for note in (*dataset.notes, *scores.get("notes", [])):
