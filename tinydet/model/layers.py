@@ -133,7 +133,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         scale = weight * deviation / ctx.count.to(weight)
         slope = -scale * deviation * of_var
         shift = -scale * of_mean - slope * mean
-        x_grad.addcmul_(x, slope[:, None, None]).add_(shift[:, None, None])
+        x_grad += torch.addcmul(shift[:, None, None], x, slope[:, None, None])
         return x_grad, None, None, weight_grad, bias_grad, None, None, None
 
 
