@@ -1,12 +1,12 @@
 """Several processes, here threads in lockstep, compute what one does."""
 
-import dataclasses
 import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tests.training.test_step import ANCHORS, CONFIG, SGD_PLAIN, Double, double, five_images, frozen_norms, initial
 from tests.worlds import ThreadWorld, in_threads
@@ -34,7 +34,7 @@ def test_one_process_alone_gets_back_what_it_gives() -> None:
     assert ALONE.gather(x)[0] is x
     assert ALONE.sum(tensors := {"x": x}) is tensors
     assert ALONE.exchange({"a": (1,)}) == [{"a": (1,)}]
-    ALONE.agree(a=1)
+    ALONE.agree(lambda: pytest.fail("nobody to agree with"))
     with pytest.raises(ValueError, match="own"), ALONE.together():
         raise InputError("own")
 
@@ -58,9 +58,9 @@ def test_a_sum_is_one_flat_all_reduce() -> None:
 
 def test_processes_must_agree() -> None:
     def work(world: ThreadWorld) -> str:
-        world.agree(data="the same", batch_size=4)
+        world.agree(lambda: {"data": "the same", "batch_size": 4})
         try:
-            world.agree(data="the same", batch_size=4 + world.rank // 2)
+            world.agree(lambda: {"data": "the same", "batch_size": 4 + world.rank // 2})
         except SharedError as error:
             return str(error)
         return ""
@@ -195,11 +195,11 @@ def test_a_synchronised_batch_norm_is_torchs_of_all_images(rows: tuple[int, ...]
 # The data
 
 
-@dataclasses.dataclass
-class Images:
-    """Images of noise of which each is of its own colour, with a box."""
+class Images(Dataset[Example]):
+    """Images of noise, each with a box."""
 
-    count: int
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
         return self.count

@@ -70,11 +70,13 @@ class World(NamedTuple):
         """Return the value of the first process, which JSON can hold."""
         return self.exchange(value)[0]
 
-    def agree(self, **facts: Any) -> None:
-        """Raise SharedError unless all processes have the same facts: names the first that differs, and both."""
-        told = self._tell(value=facts)
-        for one, name in product(told, facts):
-            if (found := one["value"].get(name)) != (wanted := told[0]["value"].get(name)):
+    def agree(self, facts: Callable[[], dict[str, Any]]) -> None:
+        """Raise SharedError unless all processes have the same facts: names the first that differs, and both values."""
+        if self.size == 1:
+            return
+        told = self._tell(value=facts())
+        for one, (name, wanted) in product(told, told[0]["value"].items()):
+            if (found := one["value"].get(name)) != wanted:
                 raise SharedError(f"{one['who']} has {name} {found}, but {told[0]['who']} has {wanted}")
 
     @contextmanager
@@ -134,8 +136,13 @@ def launched_world() -> Iterator[World]:
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"rank {rank} of {size} found no other process; start them by torchrun ({error})") from None
-    yield World(rank, size)
-    dist.destroy_process_group()  # after an error the others may not answer any more
+    whole = False
+    try:
+        yield World(rank, size)
+        whole = True
+    finally:
+        if whole or not torch.cuda.is_available():  # nccl would wait for processes that have ended by an error
+            dist.destroy_process_group()
 
 
 def _all_gather(x: Tensor, size: int) -> list[Tensor]:

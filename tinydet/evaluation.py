@@ -226,10 +226,8 @@ def evaluate_detector(
     with world.together():
         dataset = open_dataset(data, split, classes=classes)
         weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
-        if world.size > 1:
-            world.agree(
-                data=f"{len(dataset)} images ({dataset.digest()})", weights=[digest(one.params) for one in weights]
-            )
+        world.agree(lambda: {"images": len(dataset), "checksums of its images": dataset.digest()})
+        world.agree(lambda: {"weights": [digest({**one.params, **one.buffers}) for one in weights]})
     if len(weights) > 1 or views.get("tta") or views.get("tiles"):
         images = (dataset[i].image for i in world.share(range(len(dataset))))
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)

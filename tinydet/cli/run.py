@@ -12,7 +12,7 @@ from typing import Any
 
 from tinydet.cli.base import echo, erase, on_terminal, progress_bar
 from tinydet.cli.text import epoch_head, epoch_row, run_header, weights_lines
-from tinydet.distributed import World
+from tinydet.distributed import World, processes_here
 from tinydet.errors import InputError, LostProcessError
 from tinydet.files import run_files
 from tinydet.run_images import (
@@ -34,9 +34,9 @@ def launcher() -> list[str]:
     """Return the words that start tinydet as this process was: by torchrun, on one machine or several, or by itself."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return ["tinydet"]
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    machines = [] if local == os.environ["WORLD_SIZE"] else ["--nnodes=N", "--rdzv-endpoint=HOST:PORT"]
-    return ["torchrun", *machines, f"--nproc-per-node={local}", "-m", "tinydet"]
+    nodes = int(os.environ["WORLD_SIZE"]) // processes_here()
+    machines = [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:PORT"] if nodes > 1 else []
+    return ["torchrun", *machines, f"--nproc-per-node={processes_here()}", "-m", "tinydet"]
 
 
 def run_training(
@@ -53,7 +53,7 @@ def run_training(
     """Train as one of some processes, the first of which shows the run; return the exit status."""
     first, caught = world.rank == 0, list[int]()
     with world.together():
-        world.agree(out=str(out), resume=resume)
+        world.agree(lambda: {"out": str(out), "resume": resume})
         if out is not None and (resume == "yes" or (resume and world.first(bool(run_files(out))))):
             started_with = world.first(read_settings(out) if first else {})
             settings = resumed_settings(started_with, settings, fixed=fixed, out=out)

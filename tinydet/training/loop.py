@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError, LostProcessError, SharedError
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import check_writable
-from tinydet.model.functional import digest
 from tinydet.model.postprocess import Detections
 from tinydet.ops.losses import Losses
 from tinydet.training.autosize import anchor_recall
@@ -38,7 +38,7 @@ from tinydet.training.schedule import (
 )
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import Run, start_run, training_batches
-from tinydet.training.state import State, save
+from tinydet.training.state import State, save, weights_digest
 
 FOREVER = 10**6  # epochs of a run that ends by the clock
 SLACK = 3.0  # seconds kept back, besides the last validation, for writing its results
@@ -108,7 +108,7 @@ def train(
     with ExitStack() as held:
         with world.together():
             given = dataclasses.asdict(settings)
-            world.agree(resume=resume, **{name: given[name] for name in given.keys() - PER_PROCESS})
+            world.agree(lambda: {"resume": resume, **{name: given[name] for name in given if name not in PER_PROCESS}})
             if out is None:
                 check_writable(RUNS)
             elif world.rank == 0:
@@ -188,7 +188,7 @@ def run_epochs(
                 spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
             seconds, validating = clock() - began, clock()
-            world.agree(weights=digest({**state.params, **state.buffers}))
+            world.agree(partial(weights_digest, state))
             validation = validate(state.ema, stoppable(val_loader, run, stop), config=config, world=world)
             row = {
                 "epoch": math.ceil(state.step / budget.epoch_steps),

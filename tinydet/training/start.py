@@ -18,7 +18,6 @@ from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
-from tinydet.model.functional import digest
 from tinydet.model.postprocess import model_anchors
 from tinydet.reading import check_field
 from tinydet.training.choices import (
@@ -33,7 +32,7 @@ from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, ran
 from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
-from tinydet.training.state import State, initial_state, restore
+from tinydet.training.state import State, initial_state, restore, weights_digest
 from tinydet.training.step import StepMetrics, train_step
 from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
@@ -96,6 +95,8 @@ def start_run(
         InputError: the data, the settings or the folder cannot be used.
     """
     device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or the memory for transfers would be pinned for the first one
     if settings.model is not None:
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
@@ -108,14 +109,12 @@ def start_run(
         settings = dataclasses.replace(settings, processes=world.size)
     precision = choose_precision(settings.amp, device)
     data = data_summary(train_set, val_set)
-    if world.size > 1:
-        world.agree(data=f"{data} ({train_set.digest()}, {val_set.digest()})")
+    world.agree(lambda: {"data": data, "checksums of its images": (train_set.digest(), val_set.digest())})
     if resume:
         assert out is not None
-        if world.rank == 0:  # which may mend the folder
-            load_last(out)
+        checkpoint = None if world.rank else load_last(out, device=device)  # the first may mend the folder
         world.exchange(None)
-        checkpoint = load_last(out, device=device)
+        checkpoint = checkpoint or load_last(out, device=device)
         config, report, state = checkpoint.config, None, restore(checkpoint)
         check_field(checkpoint.training, RESUMED, where=f"{out / 'last.pt'}: training")
         training: dict[str, Any] = {name: checkpoint.training.get(name) for name in RESUMED}
@@ -141,7 +140,7 @@ def start_run(
             "elapsed": 0.0,
             "epoch": None,
         }
-    world.agree(weights=digest({**state.params, **state.buffers}))
+    world.agree(lambda: {**weights_digest(state), "precision": precision})
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
