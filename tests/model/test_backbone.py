@@ -18,7 +18,7 @@ from tinydet.model.backbone import (
     scaled_channels,
     scaled_stages,
 )
-from tinydet.model.layers import BatchNorm, swish
+from tinydet.model.layers import BatchNorm
 from tinydet.ops.anchors import feature_sizes
 
 # name: stem channels; channels and repeats of the seven stages. google/automl, efficientnet_builder.
@@ -98,10 +98,10 @@ def test_features_of_an_odd_image(name, settings):
 
 def test_squeeze_excite_is_its_formula():
     torch.manual_seed(0)
-    layer: Any = SqueezeExcite(12, 3, swish)
+    layer: Any = SqueezeExcite(12, 3, F.silu)
     x = torch.randn(2, 12, 5, 4)
     squeeze, excite = layer.squeeze.weight[:, :, 0, 0], layer.excite.weight[:, :, 0, 0]
-    hidden = swish(x.mean((2, 3)) @ squeeze.T + layer.squeeze.bias)
+    hidden = F.silu(x.mean((2, 3)) @ squeeze.T + layer.squeeze.bias)
     expected = x * torch.sigmoid(hidden @ excite.T + layer.excite.bias)[:, :, None, None]
     torch.testing.assert_close(layer(x), expected)
 
@@ -114,7 +114,7 @@ def block_of(in_channels=8, out_channels=8, *, expansion=6, kernel_size=5, strid
         kernel_size=kernel_size,
         stride=stride,
         excite=excite,
-        activation=swish,
+        activation=F.silu,
         padding="same",
         norm_eps=eps,
         drop=drop,
@@ -136,8 +136,8 @@ def test_block_is_its_formula():
         return (x - mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]
 
     x = torch.randn(2, 8, 6, 7)
-    y = swish(norm(F.conv2d(x, block.expand.weight), block.expand_norm))
-    y = swish(norm(F.conv2d(y, block.depthwise.weight, padding=2, groups=48), block.depthwise_norm))
+    y = F.silu(norm(F.conv2d(x, block.expand.weight), block.expand_norm))
+    y = F.silu(norm(F.conv2d(y, block.depthwise.weight, padding=2, groups=48), block.depthwise_norm))
     y = block.squeeze_excite(y)
     assert block.squeeze_excite.squeeze.out_channels == 2  # a quarter of the block's 8 inputs
     y = norm(F.conv2d(y, block.project.weight), block.project_norm)  # linear: no activation after it
