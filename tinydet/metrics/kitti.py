@@ -119,11 +119,6 @@ class _Pairs(NamedTuple):
     iou: Floats  # [P]
     covered: Floats  # [P], intersection / area of the detection
 
-    def take(self, index: Ints | Bools) -> _Pairs:
-        """Select pairs."""
-        columns: list[Any] = [column[index] for column in self]
-        return _Pairs(*columns)
-
 
 _Frame = TypeVar("_Frame", KittiTruth, KittiResult)
 
@@ -188,7 +183,9 @@ def _curve(truth: KittiTruth, result: KittiResult, pairs: _Pairs, name: str, lim
     dontcare = np.asarray(truth.types) == "dontcare"
     excused = np.zeros(len(flags), bool)
     excused[pairs.detection[dontcare[pairs.truth] & (pairs.covered > min_iou)]] = True
-    pairs = pairs.take((pairs.iou > min_iou) & (truth_flags[pairs.truth] >= 0) & (flags[pairs.detection] >= 0))
+    possible = (pairs.iou > min_iou) & (truth_flags[pairs.truth] >= 0) & (flags[pairs.detection] >= 0)
+    columns: Any = (column[possible] for column in pairs)
+    pairs = _Pairs(*columns)
     required, counts = truth_flags[pairs.truth] == 0, flags[pairs.detection] == 0
 
     # Pass 1, all scores: an object matches the detection of highest score. The scores of true positives are collected.
