@@ -14,9 +14,8 @@ from tinydet.ops.assign import assign_batch as _assign_batch
 from tinydet.ops.boxes import area, at_least_float32, encode, intersection, iou, xyxy_to_cxcywh
 from tinydet.ops.losses import check_labels
 
-FAST_WIDTH = (
-    3  # the widest depthwise kernel for whose gradient oneDNN 3.12 has a routine; wider ones go as dense groups
-)
+# The widest depthwise kernel for whose gradient oneDNN 3.12 has a routine; wider ones go as dense groups.
+FAST_WIDTH = 3
 CHUNK = 1 << 17  # elements of a float32 tensor that stays in the cache while `_negatives` goes over it
 BLOCK = 128  # neighbouring anchors that `assign_batch` leaves out together
 

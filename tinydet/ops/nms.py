@@ -35,7 +35,6 @@ def nms(
     Returns:
         int64[D]: kept rows, best first.
     """
-
     boxes = at_least_float32(boxes)
 
     def suppresses(a: Tensor, b: Tensor) -> Tensor:  # of rows int64[P], int64[Q] -> bool[P Q]
