@@ -1,11 +1,11 @@
 """Detector: images in any form to predictions."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from tinydet.data.images import image_to_rgb, letterbox, read_image, to_example
 from tinydet.data.loader import Batch, collate
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
-from tinydet.model.config import ModelConfig
-from tinydet.model.efficientdet import Outputs
 from tinydet.model.fold import inference_fn
 from tinydet.model.functional import Variables
 from tinydet.model.postprocess import METHODS, Detections, detect, model_anchors, normalize
@@ -49,13 +47,6 @@ def load(
     return Detector([load_detector(one, model=model, device=device) for one in sources], compile=compile)
 
 
-class _Network(NamedTuple):
-    """A network prepared for inference."""
-
-    config: ModelConfig
-    infer: Callable[[Tensor], Outputs]  # of normalised images
-
-
 class Detector:
     """Weights prepared for inference, on the device that they are on; `classes` are their names by label.
 
@@ -70,7 +61,7 @@ class Detector:
         self.compiled = compile  # anew for every batch size
         self._device = next(iter(given[0].params.values())).device
         self._networks = [
-            _Network(one.config, inference_fn(Variables(one.params, one.buffers), config=one.config, compile=compile))
+            (one.config, inference_fn(Variables(one.params, one.buffers), config=one.config, compile=compile))
             for one in given
         ]
 
@@ -184,7 +175,7 @@ class Detector:
         self, files: Sequence[tuple[Path, np.ndarray]], views: list[View], *, fill: int
     ) -> tuple[list[View], Batch]:
         """Letterbox views of one network and scale to a batch, which is filled up if the network is compiled."""
-        config = self._networks[views[0].network].config
+        config, _ = self._networks[views[0].network]
         size = round(views[0].scale * config.image_size[0]), round(views[0].scale * config.image_size[1])
         examples = []
         for view in views:
