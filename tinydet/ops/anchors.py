@@ -60,15 +60,9 @@ def anchors(
 
 
 def max_anchor_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Compute the largest IoU of each box with any anchor.
+    """Compute the largest IoU of each box with any anchor; below the matching threshold a box is hard to learn.
 
-    A box whose IoU is below the matching threshold is hard to learn.
-
-    Args:
-        boxes, anchors: float[N 4] and float[A 4], xyxy pixels of the network's input.
-
-    Returns:
-        float[N], float32 at least; 0 where there are no anchors.
+    float[N 4], float[A 4], xyxy pixels of one frame -> float[N], float32 at least; 0 where there are no anchors.
     """
     boxes = at_least_float32(boxes)
     if not len(anchors) or not len(boxes):

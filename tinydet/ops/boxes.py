@@ -56,11 +56,7 @@ def area(boxes: Tensor) -> Tensor:
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Compute the intersection area of every pair of boxes.
 
-    Args:
-        a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
-
-    Returns:
-        float[... N M], square pixels, float32 at least.
+    float[... N 4], float[... M 4], xyxy pixels of one frame -> float[... N M], square pixels, float32 at least.
     """
     # Separate planes move half the memory of the [... N M 2] form, which decides the cost of assignment; read in the
     # order in which they lie, they take half the time again.
@@ -74,12 +70,8 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Compute the intersection over union of every pair of boxes.
 
-    Args:
-        a, b: float[... N 4] and float[... M 4], xyxy pixels of one frame.
-
-    Returns:
-        float[... N M] in [0, 1], of the dtype of both; 0 where both boxes are empty. A union counts as 1e-16 square
-        pixels at least.
+    float[... N 4], float[... M 4], xyxy pixels of one frame -> float[... N M] in [0, 1], of the dtype of both; 0 where
+    both boxes are empty. A union counts as 1e-16 square pixels at least.
     """
     shared = intersection(a, b)
     union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - shared
@@ -103,11 +95,8 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
     (x - xa) / wa, (y - ya) / ha, log(w / wa), log(h / ha), of centres and sizes.
 
-    Args:
-        boxes, anchors: float[... 4], xyxy pixels of one frame; a side counts as 1e-8 px at least.
-
-    Returns:
-        deltas: float[... 4] as (tx, ty, tw, th), without variance factors, of the dtype of boxes and anchors.
+    float[... 4], anchors float[... 4], xyxy pixels of one frame -> (tx, ty, tw, th) float[... 4], without variance
+    factors, of the dtype of both. A side counts as 1e-8 pixels at least.
 
     Reference: Ren et al., Faster R-CNN, section 3.1.2. google/automl orders them ty, tx, th, tw.
     """
