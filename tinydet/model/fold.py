@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
-from tinydet.model.functional import Params, Variables, apply
+from tinydet.model.functional import Params, Variables
 from tinydet.model.layers import BatchNorm, Conv, same_padding
 
 
@@ -27,11 +27,9 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
     on_cpu = next(iter(variables.params.values())).device.type == "cpu"
     if compile and on_cpu and not shutil.which(compiler.split()[0]):
         raise InputError(f"compile: there is no C++ compiler {compiler}; install it, or name another in CXX")
-    model, params = folded_model(config), fold_batch_norm(variables, config)
-    if compile:
-        model.load_state_dict(params, assign=True)
-        return torch.inference_mode()(torch.compile(model))
-    return torch.inference_mode()(lambda images: apply(model, params, {}, images)[0])
+    model = folded_model(config)
+    model.load_state_dict(fold_batch_norm(variables, config), assign=True)
+    return torch.inference_mode()(torch.compile(model) if compile else model)
 
 
 def folded_model(config: ModelConfig) -> EfficientDet:
