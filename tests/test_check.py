@@ -52,9 +52,8 @@ def found(tmp_path: Path) -> Check:
     return check(write_data(tmp_path, FRAMES), classes=CLASSES)
 
 
-def test_images_are_read_some_at_a_time(found: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_counted_as_they_are_read(found: Check, tmp_path: Path) -> None:
     done: list[tuple[int, int | None]] = []
-    monkeypatch.setattr("tinydet.check.AT_ONCE", 2)
     (tmp_path / "training/image_2/000010.png").write_bytes(b"")
     settings = TrainSettings(str(tmp_path), classes=CLASSES)
     again = check_data(settings, base=model_config("lite0"), progress=lambda *counts: done.append(counts))

@@ -3,8 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +15,13 @@ from tinydet.errors import InputError, try_call
 from tinydet.html import data_uri, render
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig
+from tinydet.prefetch import prefetch
 from tinydet.runs import class_columns
 from tinydet.training.autosize import AnchorRecall, anchor_recall, best_input, compare_inputs
 from tinydet.training.choices import resolve_config
 from tinydet.training.settings import TrainSettings
 
-THREADS, AT_ONCE = 4, 1000  # that read images; the images that they are given
+THREADS = 4  # that read images: Pillow decodes without Python's lock
 PAGE_IMAGES, PAGE_WIDTH = 12, 600  # images of each split on the page; their width at most, in pixels
 
 
@@ -75,21 +74,18 @@ def check_data(
     config = resolve_config(settings, train_set, base=base)
     datasets = {"train": train_set} if val_set is None else {"train": train_set, "val": val_set}
 
-    def read(dataset: DetectionDataset, row: int) -> list[InputError]:
+    def read(image: tuple[DetectionDataset, int]) -> list[InputError]:
         """Read an image to its end, and return only what is wrong with it."""
-        wrong: list[InputError] = []
+        wrong, (dataset, row) = list[InputError](), image
         try_call(wrong.append, dataset.__getitem__, row)
         return wrong
 
     images = ((dataset, row) for dataset in datasets.values() for row in range(len(dataset)))
-    done, total = 0, sum(map(len, datasets.values()))
-    with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
-        while some := [*islice(images, AT_ONCE)]:  # the pool holds all that it is given
-            for wrong in pool.map(read, *zip(*some, strict=True)):
-                errors += wrong
-                done += 1
-                if progress:
-                    progress(done, total)
+    total = sum(map(len, datasets.values()))
+    for done, wrong in enumerate(prefetch(read, images, depth=THREADS), start=1):
+        errors += wrong
+        if progress:
+            progress(done, total)
 
     warnings: list[str] = []
     for name, dataset in datasets.items():
