@@ -13,6 +13,7 @@ from tests.checkpoints import assert_same
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.model.backbone import MBConv
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.model.functional import Params, Variables, apply, params_and_buffers
@@ -343,7 +344,8 @@ def double_step(batch: Batch, state: State, frozen: frozenset[str], **settings: 
     """Make a step in float64, where parts add up exactly, with stochastic depth that drops blocks of each image."""
     model = Double(dataclasses.replace(CONFIG, stochastic_depth=0.9)).to("meta")
     draws = stochastic_draws(batch.names, model.backbone.depth, seed=0, step=state.step)
-    rates = torch.tensor([block.drop if block.residual else 0.0 for stage in model.backbone.stages for block in stage])
+    blocks = [module for module in model.modules() if isinstance(module, MBConv)]
+    rates = torch.tensor([block.drop if block.residual else 0.0 for block in blocks])
     assert (draws < rates).any(1).all()
     return train_step(
         state, batch, model=model, lr=1e-2, anchors=ANCHORS, optimizer=SGD_PLAIN, clip=1e9, frozen=frozen, **settings

@@ -69,5 +69,5 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
         return assign(boxes, labels, anchors, iou_threshold=iou_threshold)
 
     # On CPU the planes of one image fit the cache and those of a batch do not: 3 to 5 times faster one by one.
-    chunk_size = 1 if boxes.device.type == "cpu" else None
+    chunk_size = 1 if boxes.device.type == "cpu" and len(boxes) else None
     return torch.func.vmap(assign_one, chunk_size=chunk_size)(boxes, labels)

@@ -108,7 +108,7 @@ def train_step(
 
     learning = trainable(state.params, frozen)
     # Batch norms of several processes meet in each part, where some may have no image.
-    parts = micro_batches if total else min(micro_batches, len(batch.images))
+    parts = micro_batches if total else max(1, min(micro_batches, len(batch.images)))
     draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step).to(batch.images.device)
     examples = (batch.images, targets.labels, targets.deltas, draws)
     terms, buffers, grads = accumulate(value_and_grad(loss, has_aux=True), parts)(learning, state.buffers, *examples)
