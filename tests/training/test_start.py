@@ -1,15 +1,28 @@
-"""A run on a few images has all that it needs to fit them, and nothing that keeps it from that."""
+"""How a run divides its steps, and what a run on a few images is."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.kitti_folders import label_line, write_frame, write_kitti
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.kitti import KittiDataset
+from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import overfit_settings, overfit_splits
+from tinydet.training.start import Run, overfit_settings, overfit_splits
+
+
+def test_as_many_images_go_through_the_network_at_once_as_were_asked_for() -> None:
+    """Though steps of seven images, four of them at most, have three or four."""
+    run: Any = SimpleNamespace(share=4, train_set=range(7), budget=SimpleNamespace(epoch_steps=2), world=ALONE)
+    for sync_bn, parts in ((False, [4, 2, 2, 1]), (True, [3, 2, 2, 1])):  # one without an image has no statistics
+        run.sync_bn = sync_bn
+        assert [Run.micro_batches(run, size) for size in (1, 2, 3, 4)] == parts
+    run.share, run.world = 2, World(1, 2)
+    assert [Run.micro_batches(run, size) for size in (1, 2)] == [2, 1]
 
 
 def test_a_few_images_are_the_first_that_hold_an_object(tmp_path: Path) -> None:
