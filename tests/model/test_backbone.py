@@ -164,16 +164,32 @@ def test_stochastic_depth_grows_with_the_block():
     assert not any(block.drop for stage in meta_backbone("b0").stages for block in stage)
 
 
+def test_a_block_is_dropped_for_the_images_that_draw_less_than_its_rate():
+    torch.manual_seed(0)
+    block, x, draw = block_of(drop=0.5), torch.randn(64, 8, 3, 3), torch.rand(64)
+    dropped = (block(x, draw) == x).flatten(1).all(1)
+    assert torch.equal(dropped, draw < 0.5)
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert not (block(x) == x).flatten(1).all(1).any()
+
+
 def test_stochastic_depth_only_in_training():
     torch.manual_seed(0)
-    block = block_of(drop=0.5)
-    x = torch.randn(64, 8, 3, 3)
-    out = block(x)
-    dropped = (out == x).flatten(1).all(1)
-    assert 0.2 < dropped.float().mean() < 0.8
-    block.eval()
-    assert not (block(x) == x).flatten(1).all(1).any()
-    assert torch.equal(block(x), block(x))
+    net = EfficientNetBackbone("lite0", stochastic_depth=0.5)
+    x = torch.randn(8, 3, 32, 32)
+    draws = torch.rand(8, net.depth)
+    assert net.depth == len({name.rsplit(".", 1)[0] for name, _ in net.named_modules() if name.endswith(".project")})
+    with torch.no_grad():
+        drawn = net(x, draws)[-1]
+        assert torch.equal(net(x, draws)[-1], drawn)
+        assert not torch.equal(net(x, draws.flip(1))[-1], drawn)  # a draw for each block
+        torch.manual_seed(3)
+        first, second = net(x)[-1], net(x)[-1]
+        torch.manual_seed(3)
+        assert torch.equal(net(x)[-1], first)
+        assert not torch.equal(first, second)
+        net.eval()
+        assert torch.equal(net(x, draws)[-1], net(x)[-1])
 
 
 def test_fresh_weights_neither_die_nor_explode():

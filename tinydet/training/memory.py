@@ -130,10 +130,10 @@ def _proc_bytes(file: str, name: str, device: torch.device) -> int:
         ) from None
 
 
-def less_memory(images: int, micro_batches: int) -> str:
+def less_memory(images: int, micro_size: int) -> str:
     """Say that memory ran out, and which settings would have done the same."""
-    each = math.ceil(images / micro_batches)
     return (
-        f"out of memory: from here on the {images} images of a step go through the network {each} at a time, as with "
-        f"--batch-size {each} --grad-accumulation {micro_batches}; only batch norms see the difference"
+        f"out of memory: from here on the {images} images of a step go through the network {micro_size} at a time, as "
+        f"with --batch-size {micro_size} --grad-accumulation {math.ceil(images / micro_size)}; only batch norms see "
+        "the difference"
     )
