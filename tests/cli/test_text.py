@@ -168,7 +168,8 @@ def test_the_header_describes_the_run() -> None:
 def test_the_header_describes_the_settings() -> None:
     told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "backbone", "ema_decay": 0.0}
     header = run_header(started(0, device="cuda:1", precision="bf16", grad_accumulation=2, minutes=13.5, **told))
-    assert ("sgd, peak lr 0.01, plateau, weight decay 4e-05, no averaged weights, backbone frozen, seed 3\n") in header
+    rate = "peak lr 0.01 for 8 images a step"
+    assert f"sgd, {rate}, plateau, weight decay 4e-05, no averaged weights, backbone frozen, seed 3\n" in header
     assert "cuda:1, bfloat16 where it is safe\n" in header
     assert "4 x 2 = 8, 12 steps an epoch\n" in header
     several = run_header(started(0, grad_accumulation=2, processes=3, sync_bn="on"))
