@@ -16,7 +16,7 @@ from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.backbone import MBConv
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
-from tinydet.model.functional import Params, Variables, apply, params_and_buffers
+from tinydet.model.functional import Variables, apply, params_and_buffers
 from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors, normalize
 from tinydet.ops.assign import assign_batch
@@ -362,42 +362,6 @@ def test_micro_batches_add_up_to_the_batch(micro_batches: int) -> None:
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=1e-9, atol=0)
     assert torch.equal(found.positives, expected.positives)
     torch.testing.assert_close(parts.params, whole.params, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("norms", ["frozen", "of all images"])
-@pytest.mark.parametrize("first", [0, 2])
-def test_sums_over_processes_are_those_of_the_whole_batch(first: int, norms: str) -> None:
-    """Two steps of parts that are reduced in lockstep, as processes would, are the step of the whole batch."""
-    from concurrent.futures import ThreadPoolExecutor
-    from threading import Barrier
-
-    batch, barrier, slots = five_images(), Barrier(2), [{}, {}]  # type: ignore[var-annotated]
-
-    def reduce_as(rank: int) -> Any:
-        def reduce(tensors: Params) -> Params:
-            slots[rank] = tensors
-            barrier.wait(60)
-            summed = {name: slots[0][name] + slots[1][name] for name in tensors}
-            barrier.wait(60)
-            return summed
-
-        return reduce
-
-    def work(rank: int) -> tuple[State, StepMetrics]:
-        rows, reduce = (slice(0, first), slice(first, 5))[rank], reduce_as(rank)
-        total = None if frozen else lambda x: reduce({"x": x})["x"]
-        return double_step(rows_of(batch, rows), *begin, reduce=reduce, total=total)
-
-    frozen = frozen_norms() if norms == "frozen" else frozenset[str]()
-    begin = double(initial(frozen=frozen)), frozen
-    whole, expected = double_step(batch, *begin)
-    with ThreadPoolExecutor(2) as pool:
-        results = [*pool.map(work, range(2))]
-    for state, found in results:
-        torch.testing.assert_close(tuple(found.losses), tuple(expected.losses), rtol=1e-9, atol=0)
-        assert torch.equal(found.positives, expected.positives)
-        torch.testing.assert_close(state.params, whole.params, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(state.buffers, whole.buffers, rtol=1e-7, atol=1e-12)  # shares are float32
 
 
 def test_statistics_pass_from_one_micro_batch_to_the_next() -> None:
