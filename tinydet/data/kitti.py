@@ -168,8 +168,8 @@ def _split_names(
     names = sorted(candidates - set(incomplete))
     if split == "all":
         return names, f"all {len(names)} images"
-    rows, note = draw_split(len(names), split=split, seed=seed, reason=f"{folder.images.parent} has no ImageSets")
-    return [names[row] for row in rows], f"{note} (KITTI itself is shuffled: give it ImageSets)"
+    names, note = draw_split(names, split=split, seed=seed, reason=f"{folder.images.parent} has no ImageSets")
+    return names, f"{note} (KITTI itself is shuffled: give it ImageSets)"
 
 
 def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_error: OnError) -> list[str]:

@@ -131,11 +131,9 @@ class VocDataset(DetectionDataset):
         if split == "all":
             chosen, note = everything, f"all {len(everything)} images of {folder.path}"
         elif split in splits:
-            chosen = splits[split]
-            note = f"{len(chosen)} {split} images, as {source}"
+            chosen, note = splits[split], f"{len(splits[split])} {split} images, as {source}"
         else:
-            rows, note = draw_split(len(everything), split=split, seed=seed, reason=source)
-            chosen = [everything[row] for row in rows]
+            chosen, note = draw_split(everything, split=split, seed=seed, reason=source)
         sized = [(*image, size) for image in chosen if (size := try_call(on_error, _upright_size, *image))]
         spelled = Counter(name for _, one in everything for name in one.names if name)
         named = {name.lower(): name for name, _ in reversed(spelled.most_common())}  # by the most frequent spelling

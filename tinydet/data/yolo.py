@@ -263,8 +263,7 @@ def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Pa
         return everything, f"all {len(everything)} images that {path} names"
     if len(both) == 2:
         return both[split], f"{len(both[split])} {split} images, as {path} says"
-    rows, note = draw_split(len(everything), split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
-    return [everything[row] for row in rows], note
+    return draw_split(everything, split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
 
 
 def find_labels(images: Sequence[Path]) -> dict[Path, Path]:
