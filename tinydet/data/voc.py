@@ -26,8 +26,6 @@ from tinydet.reading import read_bytes
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
 ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
-
-
 Paths = dict[str, Path]  # files by their names without suffix
 
 
@@ -71,16 +69,12 @@ def find_voc(root: PathLike) -> VocFolder:
 
 def _part(folder: Path) -> VocPart | None:
     """Find the XML files and the images of one folder, if it holds any."""
-    annotations = [*list_folders(folder, ANNOTATION_FOLDERS), folder]
     images = [*list_folders(folder, IMAGE_FOLDERS), folder]
-    if (found := next((place for place in annotations if any(map(_is_annotation, _first_files(place)))), None)) is None:
-        return None
-    return VocPart(found, images[0])
-
-
-def _first_files(folder: Path) -> list[Path]:
-    """List a few XML files of a folder."""
-    return list_files(folder, [".xml"], recursive=_has_folders(folder))[:3]
+    for place in (*list_folders(folder, ANNOTATION_FOLDERS), folder):
+        files = list_files(place, [".xml"], recursive=_has_folders(place))[:3]
+        if any(b"annotation" in read_bytes(file)[:1024].replace(b"\0", b"") for file in files):  # in UTF-16 too
+            return VocPart(place, images[0])
+    return None
 
 
 def _has_folders(place: Path) -> bool:
@@ -96,11 +90,6 @@ def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[Paths, 
     )
     xmls = {name.removeprefix("xmls/"): path for name, path in files.items()}
     return xmls, images
-
-
-def _is_annotation(file: Path) -> bool:
-    """Say whether an XML file may be one of Pascal VOC, and not of another program's."""
-    return b"annotation" in read_bytes(file)[:1024].replace(b"\0", b"")  # in UTF-16 too
 
 
 Image = tuple[Path, VocObjects]  # an image file and what it holds
@@ -199,7 +188,6 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
 def _read_listed(lists: Path, splits: Sequence[str], part: VocPart, *, on_error: OnError) -> dict[str, list[Image]]:
     """Read the images that the lists of some splits name, as their XML files or as they are called."""
     files, images = by_name = _by_name(part, on_error=on_error)
-
     known = files.keys() | images.keys()
 
     def resolve(name: str, *, where: str) -> str:

@@ -46,7 +46,11 @@ def find_yolo(root: PathLike) -> YoloFolder:
     """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
     root, kinds = Path(root), (".yaml", ".yml", ".data")
     files = list_files(root, kinds)
-    files = [file for file in files if file.stem.lower() in ("data", "obj")] or [*filter(_has_names, files)]
+    files = [file for file in files if file.stem.lower() in ("data", "obj")] or [
+        file
+        for file in files
+        if re.search(r"\bnames\b", read_text(file))  # not of another program
+    ]
     if root.is_file() and root.suffix.lower() in kinds:
         files = [root]
     if len(files) > 1:
@@ -63,11 +67,6 @@ def find_yolo(root: PathLike) -> YoloFolder:
     if (root / "labels").is_dir():
         raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
     raise NotFoundError(f"{root}: found no data.yaml")
-
-
-def _has_names(file: Path) -> bool:
-    """Say whether a file may be one of YOLO's, and not of another program's."""
-    return re.search(r"\bnames\b", read_text(file)) is not None
 
 
 def _read_config(file: Path) -> YoloFolder:
@@ -213,9 +212,11 @@ class YoloDataset(DetectionDataset):
         listed, note = _split_images(folder, split=split, seed=seed)
         texts = find_labels([*dict.fromkeys(image for images in folder.images.values() for image in images)])
         owners = {text: image for image, text in reversed(texts.items())}
-        images = [
-            image for image in listed if try_call(on_error, _check_owner, image, owners[texts[image]], texts[image])
-        ]
+        for image in listed:
+            if (owner := owners[texts[image]]) != image:
+                same = f"{owner.name} has the same label file, {short_path(texts[image])}; rename one of them"
+                on_error(InputError(f"{short_path(image)}: {same}"))
+        images = [image for image in listed if owners[texts[image]] == image]
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
         where = short_path(folder.path)
         self._texts = [texts[image] for image, _ in sized]
@@ -244,15 +245,6 @@ class YoloDataset(DetectionDataset):
 
     def _origin(self, row: int, line: int) -> str:
         return f"{short_path(self._texts[row])}:{line}"
-
-
-def _check_owner(image: Path, owner: Path, text: Path) -> Path:
-    """Return an image; raise InputError where its label file is that of another that comes first."""
-    if owner != image:
-        raise InputError(
-            f"{short_path(image)}: {owner.name} has the same label file, {short_path(text)}; rename one of them"
-        )
-    return image
 
 
 def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Path], str]:
