@@ -43,12 +43,10 @@ class CocoDataset(DetectionDataset):
         count = len(file.image_ids)
         if not count:
             raise InputError(f"{self._file}: there are no images")
-        if split == "all" or split in files:
-            drawn, note = [*range(count)], f"{count} {of_split(split)}images, those of {path}"
-        else:
-            drawn, note = draw_split(
-                range(count), split=split, seed=seed, reason=f"{path} is the only file of annotations"
-            )
+        drawn, note = [*range(count)], f"{count} {of_split(split)}images, those of {path}"
+        if split not in ("all", *files):
+            reason = f"{path} is the only file of annotations"
+            drawn, note = draw_split(drawn, split=split, seed=seed, reason=reason)
         paths, there = find_images(path, file.file_names[drawn].tolist())
         sizes, first = file.sizes[drawn], {image: i for i, image in reversed([*enumerate(paths)])}
         for i in np.flatnonzero((sizes[:, 0] == 0) | ~there).tolist():
