@@ -162,9 +162,8 @@ def _split_names(
     incomplete = sorted(candidates - (images.keys() & labels.keys()))
     for name in incomplete:
         missing, place = ("label", folder.labels) if name in images else ("image", folder.images)
-        on_error(
-            InputError(f"{place}: frame {quoted(name)} has no {missing} ({len(incomplete)} frames are incomplete)")
-        )
+        problem = f"frame {quoted(name)} has no {missing} ({len(incomplete)} frames are incomplete)"
+        on_error(InputError(f"{place}: {problem}"))
     names = sorted(candidates - set(incomplete))
     if split == "all":
         return names, f"all {len(names)} images"

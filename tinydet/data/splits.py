@@ -97,9 +97,8 @@ def resolve_classes(
     known = {name.lower() for name in named}
     unknown = [name for name in classes if known and name.lower() not in known]
     if unknown and (split == "train" or len(unknown) == len(classes)):
-        raise InputError(
-            f"{where}: no class {quoted(unknown[0])}; there are {list_names(named)}{nearest(unknown[0], named)}"
-        )
+        there = f"there are {list_names(named)}{nearest(unknown[0], named)}"
+        raise InputError(f"{where}: no class {quoted(unknown[0])}; {there}")
     missing = [name for name in classes if name.lower() not in occurring]
     if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
         there = list_names([f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])]) or "nothing"

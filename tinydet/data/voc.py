@@ -60,9 +60,8 @@ def find_voc(root: PathLike) -> VocFolder:
         if split in SPLITS and (first := paths.setdefault(split, path)) != path:
             raise InputError(f"{root}: both {first.name} and {path.name} hold {split} images")
     if not paths:
-        raise NotFoundError(
-            f"{root}: found no Pascal VOC annotations: no XML in Annotations, beside images, or in train"
-        )
+        places = "in Annotations, beside images, or in train"
+        raise NotFoundError(f"{root}: found no Pascal VOC annotations: no XML {places}")
     parts = {split: found.pop(path) for split, path in paths.items()}
     return VocFolder(root, parts if len(parts) == 2 else {"all": next(iter(parts.values()))}, [*found])
 
@@ -82,14 +81,11 @@ def _has_folders(place: Path) -> bool:
     return place.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)
 
 
-def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[Paths, Paths]:
+def _by_name(part: VocPart, *, on_error: OnError) -> tuple[Paths, Paths]:
     """Map names to the XML files and to the images of a part."""
-    pairs = ((part.annotations, (".xml",)), (part.images, IMAGE_SUFFIXES))
-    files, images = (
-        files_by_stem(place, suffixes, recursive=_has_folders(place), on_error=on_error) for place, suffixes in pairs
-    )
-    xmls = {name.removeprefix("xmls/"): path for name, path in files.items()}
-    return xmls, images
+    files = files_by_stem(part.annotations, [".xml"], recursive=_has_folders(part.annotations), on_error=on_error)
+    images = files_by_stem(part.images, IMAGE_SUFFIXES, recursive=_has_folders(part.images), on_error=on_error)
+    return {name.removeprefix("xmls/"): path for name, path in files.items()}, images
 
 
 Image = tuple[Path, VocObjects]  # an image file and what it holds

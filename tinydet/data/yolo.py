@@ -128,26 +128,24 @@ def _read_names(file: Path) -> list[str]:
     """Read a file of class names, one a line; an empty one among them would count as a class to other tools."""
     names = [line.strip() for line in read_text(file).rstrip().splitlines()]
     if "" in names:
-        raise InputError(
-            f"{short_path(file)}:{names.index('') + 1}: an empty line among the classes; delete or name it"
-        )
+        where = f"{short_path(file)}:{names.index('') + 1}"
+        raise InputError(f"{where}: an empty line among the classes; delete or name it")
     return names
 
 
 def _resolve(base: Path, place: str, *, where: str) -> Path:
     """Find what a file names, in its folder too when it names folders of another machine."""
-    parts = PurePosixPath(place.strip().replace("\\", "/")).parts
+    place = place.strip()
+    parts = PurePosixPath(place.replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
     while 0 < len(parts) < MAX_PARTS and not exists(path) and _is_foreign(parts[0], base):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
-        raise InputError(
-            f"{where}: names {quoted(place.strip())}, which is not there; looked for {base / shorten(place.strip())}"
-        )
+        raise InputError(f"{where}: names {quoted(place)}, which is not there; looked for {base / shorten(place)}")
     if not (isfile(path) or isdir(path)):
-        raise InputError(f"{where}: names {quoted(place.strip())}, which is neither a file nor a folder")
+        raise InputError(f"{where}: names {quoted(place)}, which is neither a file nor a folder")
     return path
 
 
@@ -222,9 +220,8 @@ class YoloDataset(DetectionDataset):
         self._texts = [texts[image] for image, _ in sized]
         labelled = [text.is_file() for text in self._texts]
         if sized and not any(labelled):
-            raise InputError(
-                f"{where}: none of {len(sized)} {of_split(split)}images has a label file, such as {self._texts[0]}"
-            )
+            none = f"none of {len(sized)} {of_split(split)}images has a label file"
+            raise InputError(f"{where}: {none}, such as {self._texts[0]}")
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
         chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
