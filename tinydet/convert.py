@@ -285,10 +285,5 @@ def _decimal(x: float, *, plus: int = 0) -> str:
     return next((text for text in tried if np.float32(float(text) - plus) == np.float32(x)), str(x + plus))
 
 
-WRITERS: dict[str, Callable[[Splits, Sequence[str]], Texts]] = {
-    "coco": _coco_texts,
-    "yolo": _yolo_texts,
-    "kitti": _kitti_texts,
-    "voc": _voc_texts,
-}
+WRITERS = {"coco": _coco_texts, "yolo": _yolo_texts, "kitti": _kitti_texts, "voc": _voc_texts}
 FORMATS = (*WRITERS, "index")
