@@ -46,11 +46,8 @@ def find_yolo(root: PathLike) -> YoloFolder:
     """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
     root, kinds = Path(root), (".yaml", ".yml", ".data")
     files = list_files(root, kinds)
-    files = [file for file in files if file.stem.lower() in ("data", "obj")] or [
-        file
-        for file in files
-        if re.search(r"\bnames\b", read_text(file))  # not of another program
-    ]
+    usual = [file for file in files if file.stem.lower() in ("data", "obj")]
+    files = usual or [file for file in files if re.search(r"\bnames\b", read_text(file))]  # not of another program
     if root.is_file() and root.suffix.lower() in kinds:
         files = [root]
     if len(files) > 1:
