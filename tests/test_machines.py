@@ -75,6 +75,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Machine]
         yield made
     finally:
         for one in made:
+            if Path("/run/netns", one.name).exists():
+                one.kill()
             subprocess.run(["ip", "netns", "delete", one.name], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "delete", bridge], stderr=subprocess.DEVNULL)
 

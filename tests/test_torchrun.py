@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.checkpoints import assert_same
 from tests.kitti_folders import write_kitti
-from tests.torchrun import PAIR, Kill, torchrun
+from tests.torchrun import PAIR, THREADS, Kill, torchrun
 from tinydet.cli import main
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
@@ -61,10 +61,10 @@ def arguments(home: Path, out: str, *more: str) -> list[str]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute as a process of torchrun does: the last bits of a sum depend on the number of threads."""
+def as_in_a_pair() -> Iterator[None]:
+    """Compute with as many threads as one of two processes does."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 
@@ -72,7 +72,7 @@ def one_thread() -> Iterator[None]:
 def go_on(run: Path) -> Any:
     """Resume a run with one process; return its state at the end."""
     settings = TrainSettings(**load_checkpoint(run / "last.pt").training["settings"])
-    with one_thread():
+    with as_in_a_pair():
         deque(train(settings, run, resume=True))
     return state(run)
 
@@ -100,7 +100,7 @@ def files(run: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def alone(home: Path) -> Path:
     """The run of one process."""
-    with one_thread():
+    with as_in_a_pair():
         result = CliRunner().invoke(main, arguments(home, "alone", "--grad-accumulation", "2"), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return home / "alone"

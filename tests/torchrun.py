@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 ROOT = Path(__file__).parents[1]
+THREADS = max(1, (os.cpu_count() or 1) // 2)  # of a process of two; the last bits of a sum depend on their number
 PAIR = ("--nproc-per-node=2",)
 
 
@@ -32,8 +33,8 @@ def command(*arguments: str | Path, launcher: Sequence[str] = PAIR, module: str 
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: with more, the last bits of a sum depend on their number."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """The environment of each of two processes: the cores are shared, and the package found."""
+    return {**os.environ, "OMP_NUM_THREADS": str(THREADS), "PYTHONPATH": str(ROOT)}
 
 
 def torchrun(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -72,7 +73,8 @@ def refuse(runs: str) -> list[tuple[Any, str]]:
                 main(arguments[int(os.environ["RANK"])])
             except SystemExit as end:
                 said.append((end.code, error.getvalue()))
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return said
 
 
