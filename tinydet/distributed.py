@@ -128,7 +128,7 @@ def launched_world() -> Iterator[World]:
         return
     import torch.distributed as dist
 
-    if os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, on a machine of any number of cores
+    if processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, whatever the machine
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
