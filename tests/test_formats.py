@@ -15,7 +15,7 @@ from PIL import Image
 from tests.kitti_folders import label_line
 from tinydet.cli import main
 from tinydet.training.diagnose import RULES
-from tinydet.training.loop import Validated
+from tinydet.training.events import Validated
 from tinydet.training.loop import train as train_loop
 from tinydet.training.settings import TrainSettings
 

@@ -352,7 +352,7 @@ def test_torchrun_gives_each_process_its_shard(
     assert predict(home, "--out", tmp_path / "other", "--shard", "3/4").exit_code == 0
     assert (tmp_path / "other/predictions-3-of-4.jsonl").is_file()
     line = refusal(predict(home, "-", "--out", tmp_path / "new"))
-    assert line == "standard input is one for all processes of torchrun; give a .txt file that lists the images"
+    assert line == "rank 1: standard input is one for all processes of torchrun; give a .txt file that lists the images"
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert predict(home, "--out", tmp_path / "alone").exit_code == 0
     assert (tmp_path / "alone/coco.json").is_file()

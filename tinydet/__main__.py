@@ -2,4 +2,5 @@
 
 from tinydet.cli import main
 
-main(prog_name="tinydet")
+if __name__ == "__main__":
+    main(prog_name="tinydet")

@@ -158,7 +158,7 @@ def _spell(classes: Sequence[str], *, to: str) -> tuple[list[str], list[str]]:
     written = [re.sub(*blank[to], name).strip() if to in blank else name for name in classes]
     lower = [name.lower() for name in written]
     for name, new in zip(classes, written, strict=True):
-        if not new or not (name if to != "coco" else name.replace("\n", "")).isprintable():
+        if not new or not name.isprintable():
             raise InputError(f"class {name!r} cannot be written; rename it, or choose others")
         if lower.count(new.lower()) > 1:
             raise InputError(f"class {name!r} would be {new!r}, and so would another; rename it, or choose others")
@@ -265,13 +265,8 @@ def _voc_texts(splits: Splits, classes: Sequence[str]) -> Texts:
         text = f"<annotation>\n  <filename>{escape(name)}</filename>\n  <size>{size}</size>\n"
         for label, (x1, y1, x2, y2) in objects:
             kind, difficult = ("ignore", 1) if label == IGNORE else (escape(classes[label]), 0)
-            corners = {
-                "xmin": _decimal(x1, plus=1),
-                "ymin": _decimal(y1, plus=1),
-                "xmax": _decimal(x2),
-                "ymax": _decimal(y2),
-            }
-            box = "".join(f"<{tag}>{side}</{tag}>" for tag, side in corners.items())
+            corner = f"<xmin>{_decimal(x1, plus=1)}</xmin><ymin>{_decimal(y1, plus=1)}</ymin>"
+            box = f"{corner}<xmax>{_decimal(x2)}</xmax><ymax>{_decimal(y2)}</ymax>"
             text += f"  <object>\n    <name>{kind}</name>\n    <difficult>{difficult}</difficult>\n"
             text += f"    <bndbox>{box}</bndbox>\n  </object>\n"
         yield f"Annotations/{os.path.splitext(name)[0]}.xml", f"{text}</annotation>\n"
@@ -290,10 +285,5 @@ def _decimal(x: float, *, plus: int = 0) -> str:
     return next((text for text in tried if np.float32(float(text) - plus) == np.float32(x)), str(x + plus))
 
 
-WRITERS: dict[str, Callable[[Splits, Sequence[str]], Texts]] = {
-    "coco": _coco_texts,
-    "yolo": _yolo_texts,
-    "kitti": _kitti_texts,
-    "voc": _voc_texts,
-}
+WRITERS = {"coco": _coco_texts, "yolo": _yolo_texts, "kitti": _kitti_texts, "voc": _voc_texts}
 FORMATS = (*WRITERS, "index")

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import product
 from typing import Any, NamedTuple
@@ -126,12 +128,14 @@ def launched_world() -> Iterator[World]:
         return
     import torch.distributed as dist
 
-    if os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, on a machine of any number of cores
+    if processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, whatever the machine
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun may keep the store of processes that it restarts
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+        else:
+            _choose_network(store, rank=rank, size=size)
         # By gloo for tensors on the CPU, by nccl for those on a GPU.
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
@@ -143,6 +147,28 @@ def launched_world() -> Iterator[World]:
     finally:
         if whole or not torch.cuda.is_available():  # nccl would wait for processes that have ended by an error
             dist.destroy_process_group()
+
+
+def _choose_network(store: Any, *, rank: int, size: int) -> None:
+    """Set GLOO_SOCKET_IFNAME to the network interface that reaches the other machines.
+
+    gloo would take that of the host's own name, which is often an address of the loopback. Left as it is where it is
+    set, or where no interface is found.
+    """
+    if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    import fcntl
+
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if rank == size - 1:  # which is on another machine than the first; for a datagram nothing is sent to connect
+            probe.connect((os.environ["MASTER_ADDR"], 9))
+            store.set("address", probe.getsockname()[0])
+        probe.connect((store.get("address").decode(), 9))
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no address
+                if fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))[20:24] == own:  # SIOCGIFADDR
+                    os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _all_gather(x: Tensor, size: int) -> list[Tensor]:

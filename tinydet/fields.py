@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
@@ -57,7 +57,7 @@ def check_fields(record: Any) -> None:
             raise InputError(f"{field.name} must be of type {wanted}, got {quoted(value)}") from None
         object.__setattr__(record, field.name, value)
         if field.metadata and value is not None:
-            _check(field.name, value, **field.metadata)
+            _check(field.name, value, field.metadata)
 
 
 def check_name(name: str, *, kind: str) -> None:
@@ -85,25 +85,16 @@ def _typed(value: Any, hint: Any) -> Any:
     raise TypeError
 
 
-def _check(
-    name: str,
-    value: Any,
-    *,
-    help: str,
-    choices: Sequence[str],
-    low: float,
-    above: bool,
-    high: float,
-    most: int | None,
-) -> None:
+def _check(name: str, value: Any, facts: Mapping[str, Any]) -> None:
     """Raise InputError for a value that is none of the choices, too long, or holds a number too low or too high."""
+    choices, low, high, most = (facts[fact] for fact in ("choices", "low", "high", "most"))
     if choices and value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}; got {quoted(value)}{nearest(value, choices)}")
     if most is not None and len(value) > most:
         raise InputError(f"{name} must hold at most {most}, got {len(value)}")
     for number in _numbers(value):
-        if not (number > low if above else number >= low):
-            raise InputError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {quoted(value)}")
+        if not (number > low if facts["above"] else number >= low):
+            raise InputError(f"{name} must be {'above' if facts['above'] else 'at least'} {low:g}, got {quoted(value)}")
         if not number <= high:
             raise InputError(f"{name} must be at most {high:.10g}, got {quoted(value)}")
 

@@ -214,9 +214,8 @@ def files_by_stem(
     for path in list_files(folder, suffixes, recursive=recursive):
         name = composed(path.relative_to(folder).with_suffix("").as_posix())
         if (first := paths.setdefault(name, path)) != path:
-            on_error(
-                InputError(f"{folder}: {quoted(name)} is there twice, {shorten(first.name)} and {shorten(path.name)}")
-            )
+            both = f"{shorten(first.name)} and {shorten(path.name)}"
+            on_error(InputError(f"{folder}: {quoted(name)} is there twice, {both}"))
     return paths
 
 

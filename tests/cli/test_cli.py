@@ -33,7 +33,7 @@ from tinydet.weights.load import load_weights
 ROOT = Path(__file__).parents[2]
 LISTS = {"train": ["000000", "000001", "000002"], "val": ["000003", "000004"]}
 MODEL = ["--model", "lite0", "--size", "64x128", "--classes", "Car,Pedestrian"]
-TINY = [*MODEL, "--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+TINY = [*MODEL, "--epochs", "1", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -93,7 +93,7 @@ def test_resume_refuses_other_settings(home: Path) -> None:
     resume: list[str | Path] = ["train", home / "kitti", "--out", home / "runs/lite0-1", "--resume"]
     assert "lr None and cannot go on with 0.5" in refusal(*resume, "--lr", "0.5")
     assert "ema_decay 0.9998 and cannot go on with 0.0" in refusal(*resume, "--no-ema")
-    assert "batch_size 2 and cannot go on with None" in refusal(*resume, "--batch-size", "auto")
+    assert "batch_size 3 and cannot go on with None" in refusal(*resume, "--batch-size", "auto")
 
 
 def test_resume_takes_any_workers_and_another_way_to_the_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_runs_and_what_tells_two_apart(home: Path, tmp_path: Path) -> None:
 def test_a_run_starts_from_another_runs_weights(home: Path, tmp_path: Path) -> None:
     """All but the class head, of which it keeps the rows of what both know."""
     options = ["--classes", "Car,Cyclist", "--class-map", "Cyclist=Pedestrian", "--epochs", "1"]
-    options += ["--batch-size", "2", "--workers", "0", "--device", "cpu", "--freeze", "backbone", "--weights-report"]
+    options += ["--batch-size", "3", "--workers", "0", "--device", "cpu", "--freeze", "backbone", "--weights-report"]
     best = home / "runs/lite0-1/best.pt"
     data = write_kitti(tmp_path / "kitti", 5, lists=LISTS)
     for path in (data / "training/label_2").glob("*.txt"):

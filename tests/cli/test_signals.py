@@ -46,7 +46,7 @@ def test_the_first_signal_ends_the_run_after_its_step(tmp_path: Path, number: in
     assert done.returncode == 128 + number, done.stderr
     *_, ends, stopped = done.stderr.splitlines()
     assert ends == "ends after this step; again to end at once"
-    assert stopped == f"stopped; go on with: tinydet train '{data}' --out {out} --device cpu --resume"
+    assert stopped == f"stopped; go on with: tinydet train '{data}' --device cpu --out {out} --resume"
     assert "Traceback" not in done.stderr
     training = load_checkpoint(out / "last.pt").training
     assert (training["step"], len(training["history"])) == (4, 1)

@@ -19,10 +19,11 @@ from tinydet.cli.text import (
     weights_lines,
     weights_summary,
 )
+from tinydet.distributed import World
 from tinydet.evaluation import scores_by_name
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
-from tinydet.training.loop import Started
+from tinydet.training.events import Started
 from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
 from tinydet.training.start import Run
@@ -135,6 +136,8 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
         crop=(256, 896) if settings.recipe == "paper" else (256, 448),
         device=torch.device(device),
         precision=precision,
+        world=World(0, settings.processes),
+        sync_bn=settings.sync_bn == "on",
     )
     return Started(
         Path("runs/lite0-1"), cast(Run, run), {"Car": 0.987, "Tram": 0.5}, [{"epoch": i + 1} for i in range(done)], 0
@@ -165,9 +168,13 @@ def test_the_header_describes_the_run() -> None:
 def test_the_header_describes_the_settings() -> None:
     told: dict[str, Any] = {"recipe": "paper", "schedule": "plateau", "freeze": "backbone", "ema_decay": 0.0}
     header = run_header(started(0, device="cuda:1", precision="bf16", grad_accumulation=2, minutes=13.5, **told))
-    assert ("sgd, peak lr 0.01, plateau, weight decay 4e-05, no averaged weights, backbone frozen, seed 3\n") in header
+    rate = "peak lr 0.01 for 8 images a step"
+    assert f"sgd, {rate}, plateau, weight decay 4e-05, no averaged weights, backbone frozen, seed 3\n" in header
     assert "cuda:1, bfloat16 where it is safe\n" in header
     assert "4 x 2 = 8, 12 steps an epoch\n" in header
+    several = run_header(started(0, grad_accumulation=2, processes=3, sync_bn="on"))
+    assert "batch     4 x 2 x 3 processes = 24, 12 steps an epoch, batch norms see all of it\n" in several
+    assert "device    cpu, float32, 3 processes\n" in several
     assert "input     256x896, anchor scale 2.5\n" in header
     assert "images    scale jitter 0.1 to 2, flips, colour jitter\n" in header
     assert "images    not augmented\n" in run_header(started(0, overfit=4))

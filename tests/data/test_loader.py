@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
@@ -24,13 +24,14 @@ from tinydet.data.augment import augment
 from tinydet.data.images import Example, letterbox, letterbox_scale
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, _start_worker, collate, dead_worker, resolve_crop, train_batches, val_batches
+from tinydet.distributed import World
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
 
 PAD_VALUE = (124, 116, 104)
 SIZE = (48, 128)
 CROP = (48, 64)
-FRAMES = 7
+FRAMES, BATCHES = 7, 4  # of an epoch; two images at most are a batch
 # Python 3.12 and 3.13 warn whenever a process with threads forks; a worker takes no lock that another thread may hold.
 forks = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
@@ -90,11 +91,11 @@ class Config(NamedTuple):
 CONFIG = Config()
 
 
-def load(dataset: Dataset[Any], epochs: range, *, workers: int = 0, seed: int = 1, **settings: Any) -> list[Batch]:
-    settings = {"copy_paste": 0, **settings}
-    loader = train_batches(dataset, CONFIG, batch_size=2, epochs=epochs, seed=seed, workers=workers, **settings)
+def load(dataset: Dataset[Any], epochs: range, *, workers: int = 0, seed: int = 1, **how: Any) -> list[Batch]:
+    how = {"copy_paste": 0, **how}
+    loader = train_batches(dataset, CONFIG, batch_size=2, epochs=epochs, seed=seed, workers=workers, **how)
     batches = list(loader)
-    assert len(batches) == len(loader) == len(epochs) * (FRAMES // 2)
+    assert len(batches) == len(loader) == len(epochs) * BATCHES
     return batches
 
 
@@ -105,7 +106,7 @@ def test_workers_change_nothing(dataset: KittiDataset) -> None:
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(dataset: KittiDataset) -> None:
-    for through, resumed in zip(load(dataset, range(3))[FRAMES // 2 :], load(dataset, range(1, 3)), strict=True):
+    for through, resumed in zip(load(dataset, range(3))[BATCHES:], load(dataset, range(1, 3)), strict=True):
         assert_same(through, resumed)
 
 
@@ -121,23 +122,58 @@ def test_pasted_objects_depend_on_the_sample_alone(dataset: KittiDataset) -> Non
     alone, shared_out = (load(dataset, range(2), workers=n, copy_paste=0.5) for n in (0, 2))
     resumed = load(dataset, range(1, 2), copy_paste=0.5)
     plain = load(dataset, range(2))
-    for batch, again in zip([*alone, *alone[FRAMES // 2 :]], [*shared_out, *resumed], strict=True):
+    for batch, again in zip([*alone, *alone[BATCHES:]], [*shared_out, *resumed], strict=True):
         assert_same(batch, again)
     changed = sum(
         not torch.equal(image, before)
         for batch, other in zip(alone, plain, strict=True)
         for image, before in zip(batch.images, other.images, strict=True)
     )
-    assert 0 < changed < 2 * len(alone)
+    assert 0 < changed < 2 * FRAMES
 
 
-def test_an_epoch_shuffles_and_repeats_nothing(dataset: KittiDataset) -> None:
+def test_an_epoch_shuffles_repeats_nothing_and_leaves_nothing_out(dataset: KittiDataset) -> None:
     names = [[name for batch in load(dataset, range(epoch, epoch + 1)) for name in batch.names] for epoch in range(6)]
-    assert all(len(set(epoch)) == len(epoch) == FRAMES - FRAMES % 2 for epoch in names)
+    assert all(sorted(epoch) == dataset.names.tolist() for epoch in names)
     assert len({tuple(epoch) for epoch in names}) > 4
-    assert {name for epoch in names for name in epoch} == set(dataset.names)
     other = load(dataset, range(1), seed=2)
     assert any(batch.names != again.names for batch, again in zip(load(dataset, range(1)), other, strict=True))
+
+
+class Rows(Dataset[Any]):
+    """So many images of one colour."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, int)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(0, 3))
+def test_batches_of_an_epoch_differ_by_one_image_at_most(count: int, size: int, processes: int, skip: int) -> None:
+    """And each is divided as evenly among the processes, whatever their number is and where an epoch is resumed."""
+    size, config = min(size, count), Config((8, 8))
+    how: dict[str, Any] = {"batch_size": size, "epochs": range(3, 5), "seed": 6, "scale_range": None}
+    names = [batch.names for batch in train_batches(Rows(count), config, **how)]
+    steps = -(-count // size)
+    assert len(names) == 2 * steps
+    for epoch in (names[:steps], names[steps:]):
+        assert sorted(int(name) for batch in epoch for name in batch) == [*range(count)]
+        lengths = {*map(len, epoch)}
+        assert max(lengths) <= size
+        assert max(lengths) - min(lengths) <= 1
+    worlds, skip = [World(rank, processes) for rank in range(processes)], min(skip, steps)
+    loaders = [train_batches(Rows(count), config, **how, skip=skip, world=world) for world in worlds]
+    assert [len(loader) for loader in loaders] == [2 * steps - skip] * processes
+    for whole, *shares in zip(names[skip:], *loaders, strict=True):
+        assert [name for share in shares for name in share.names] == whole
+        assert max(len(share.names) for share in shares) - min(len(share.names) for share in shares) <= 1
+        assert all(share.images.shape == (len(share.names), 3, 8, 8) for share in shares)
 
 
 def test_one_batch_may_take_every_example(dataset: KittiDataset) -> None:
@@ -212,7 +248,7 @@ def test_training_images_are_crops_at_the_scale_of_the_input(
     scale = letterbox_scale((HEIGHT, WIDTH), SIZE)
     for batch in load(dataset, range(1), scale_range=(1.0, 1.0), crop=crop):
         assert batch.images.shape[2:] == (crop or CROP)
-        assert batch.scales.tolist() == pytest.approx([scale] * 2)
+        assert batch.scales.tolist() == pytest.approx([scale] * len(batch.names))
 
 
 @pytest.mark.parametrize(
@@ -304,9 +340,9 @@ def test_workers_leave_signals_to_the_process_that_trains() -> None:
 
 
 def test_batches_that_are_done_are_skipped(dataset: KittiDataset) -> None:
-    settings: Any = {"batch_size": 2, "epochs": range(1, 3)}
-    whole, rest = (list(train_batches(dataset, Config(), **settings, skip=skip)) for skip in (0, 2))
-    assert (len(whole), len(rest)) == (6, 4)
+    how: Any = {"batch_size": 2, "epochs": range(1, 3)}
+    whole, rest = (list(train_batches(dataset, Config(), **how, skip=skip)) for skip in (0, 2))
+    assert (len(whole), len(rest)) == (2 * BATCHES, 2 * BATCHES - 2)
     for one, other in zip(whole[2:], rest, strict=True):
         assert_same(one, other)
 

@@ -18,7 +18,7 @@ from tinydet.model.backbone import (
     scaled_channels,
     scaled_stages,
 )
-from tinydet.model.layers import BatchNorm
+from tinydet.model.layers import BatchNorm, swish
 from tinydet.ops.anchors import feature_sizes
 
 # name: stem channels; channels and repeats of the seven stages. google/automl, efficientnet_builder.
@@ -98,10 +98,10 @@ def test_features_of_an_odd_image(name, settings):
 
 def test_squeeze_excite_is_its_formula():
     torch.manual_seed(0)
-    layer: Any = SqueezeExcite(12, 3, F.silu)
+    layer: Any = SqueezeExcite(12, 3, swish)
     x = torch.randn(2, 12, 5, 4)
     squeeze, excite = layer.squeeze.weight[:, :, 0, 0], layer.excite.weight[:, :, 0, 0]
-    hidden = F.silu(x.mean((2, 3)) @ squeeze.T + layer.squeeze.bias)
+    hidden = swish(x.mean((2, 3)) @ squeeze.T + layer.squeeze.bias)
     expected = x * torch.sigmoid(hidden @ excite.T + layer.excite.bias)[:, :, None, None]
     torch.testing.assert_close(layer(x), expected)
 
@@ -114,7 +114,7 @@ def block_of(in_channels=8, out_channels=8, *, expansion=6, kernel_size=5, strid
         kernel_size=kernel_size,
         stride=stride,
         excite=excite,
-        activation=F.silu,
+        activation=swish,
         padding="same",
         norm_eps=eps,
         drop=drop,
@@ -136,8 +136,8 @@ def test_block_is_its_formula():
         return (x - mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]
 
     x = torch.randn(2, 8, 6, 7)
-    y = F.silu(norm(F.conv2d(x, block.expand.weight), block.expand_norm))
-    y = F.silu(norm(F.conv2d(y, block.depthwise.weight, padding=2, groups=48), block.depthwise_norm))
+    y = swish(norm(F.conv2d(x, block.expand.weight), block.expand_norm))
+    y = swish(norm(F.conv2d(y, block.depthwise.weight, padding=2, groups=48), block.depthwise_norm))
     y = block.squeeze_excite(y)
     assert block.squeeze_excite.squeeze.out_channels == 2  # a quarter of the block's 8 inputs
     y = norm(F.conv2d(y, block.project.weight), block.project_norm)  # linear: no activation after it
@@ -164,14 +164,32 @@ def test_stochastic_depth_grows_with_the_block():
     assert not any(block.drop for stage in meta_backbone("b0").stages for block in stage)
 
 
-def test_stochastic_depth_is_by_the_draws_and_without_them_none():
+def test_a_block_is_dropped_for_the_images_that_draw_less_than_its_rate():
     torch.manual_seed(0)
-    block = block_of(drop=0.5)
-    x = torch.randn(64, 8, 3, 3)
-    out = block(x, torch.rand(64))
-    dropped = (out == x).flatten(1).all(1)
+    block, x, draw = block_of(drop=0.5), torch.randn(64, 8, 3, 3), torch.rand(64)
+    dropped = (block(x, draw) == x).flatten(1).all(1)
+    assert torch.equal(dropped, draw < 0.5)
     assert 0.2 < dropped.float().mean() < 0.8
     assert not (block(x) == x).flatten(1).all(1).any()
+
+
+def test_stochastic_depth_only_in_training():
+    torch.manual_seed(0)
+    net = EfficientNetBackbone("lite0", stochastic_depth=0.5)
+    x = torch.randn(8, 3, 32, 32)
+    draws = torch.rand(8, net.depth)
+    assert net.depth == len({name.rsplit(".", 1)[0] for name, _ in net.named_modules() if name.endswith(".project")})
+    with torch.no_grad():
+        drawn = net(x, draws)[-1]
+        assert torch.equal(net(x, draws)[-1], drawn)
+        assert not torch.equal(net(x, draws.flip(1))[-1], drawn)  # a draw for each block
+        torch.manual_seed(3)
+        first, second = net(x)[-1], net(x)[-1]
+        torch.manual_seed(3)
+        assert torch.equal(net(x)[-1], first)
+        assert not torch.equal(first, second)
+        net.eval()
+        assert torch.equal(net(x, draws)[-1], net(x)[-1])
 
 
 def test_fresh_weights_neither_die_nor_explode():

@@ -115,7 +115,8 @@ def test_drop_path(dtype):
     torch.manual_seed(0)
     x = torch.rand(4000, 2, 1, 3).add(1).to(dtype)
     before = x.clone()
-    out = drop_path(x, torch.rand(4000), 0.25)
+    draw = torch.rand(4000)
+    out = drop_path(x, draw, 0.25)
     assert torch.equal(x, before)
     assert out.dtype == dtype
     dropped = (out == 0).flatten(1)
@@ -123,6 +124,7 @@ def test_drop_path(dtype):
     rate = dropped[:, 0].float().mean().item()
     assert rate == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
     kept = ~dropped[:, 0]
+    assert torch.equal(kept, draw >= 0.25)
     torch.testing.assert_close(out[kept], x[kept] / (1 - 0.25))
     assert out.float().mean().item() == pytest.approx(x.float().mean().item(), rel=0.05)
     assert torch.equal(drop_path(x, torch.rand(4000), 0.0), x)

@@ -240,6 +240,11 @@ def test_a_batch_is_its_images(images, rows):
             assert torch.equal(got, torch.stack(expected))
 
 
+def test_a_batch_may_have_no_image():
+    labels, deltas, matches = assign_batch(torch.zeros(0, 2, 4), torch.zeros(0, 2, dtype=torch.int64), FOUR)
+    assert (labels.shape, deltas.shape, matches.shape) == ((0, 4), (0, 4, 4), (0, 4))
+
+
 def test_vmap_over_anchors_is_the_loop():
     boxes, labels = batch(2, 1)
     sets = torch.stack([anchors((64, 64), scale=scale) for scale in (2, 3, 4)])

@@ -15,7 +15,7 @@ from torch import Tensor
 import tinydet as td
 from tests.checkpoints import weights_of
 from tests.kitti_folders import write_kitti
-from tinydet.training.loop import Stepped
+from tinydet.training.events import Stepped
 from tinydet.training.settings import TrainSettings
 
 FRAMES, BATCH = 102, 2  # an epoch is 50 steps, so that there are validations and checkpoints among them

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tinydet.training.folder import (
     load_last,
     new_folder,
     publish,
+    read_settings,
     resumed_settings,
 )
 from tinydet.training.settings import TrainSettings
@@ -160,6 +161,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def resume(out: Path, given: TrainSettings, *, fixed: Sequence[str]) -> TrainSettings:
+    """Read the settings of the run in a folder, and those with which it goes on."""
+    return resumed_settings(read_settings(out), given, fixed=fixed, out=out)
+
+
 def save_settings(folder: Path, settings: dict[str, Any]) -> None:
     config = model_config("lite0", classes=("Car",))
     save_checkpoint(folder / "last.pt", hollow(config, training={"settings": settings}))
@@ -167,12 +173,10 @@ def save_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def test_a_resumed_run_has_the_settings_that_it_started_with(out: Path) -> None:
     given = TrainSettings("kitti", lr=0.25, epochs=3, workers=0)
-    assert resumed_settings(out, given, fixed=["data", "lr"]) == STARTED
-    assert resumed_settings(out, given, fixed=[]) == STARTED
+    assert resume(out, given, fixed=["data", "lr"]) == STARTED
+    assert resume(out, given, fixed=[]) == STARTED
     moved = dataclasses.replace(given, data="elsewhere", val="there")
-    assert resumed_settings(out, moved, fixed=["data", "val"]) == dataclasses.replace(
-        STARTED, data="elsewhere", val="there"
-    )
+    assert resume(out, moved, fixed=["data", "val"]) == dataclasses.replace(STARTED, data="elsewhere", val="there")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_a_resumed_run_has_the_settings_that_it_started_with(out: Path) -> None:
 def test_a_resumed_run_cannot_change(out: Path, changes: dict[str, Any], said: str) -> None:
     given = dataclasses.replace(STARTED, **changes)
     with pytest.raises(InputError, match=f": started with {said}; start a new run$") as caught:
-        resumed_settings(out, given, fixed=["data", "lr", "classes", "image_size"])
+        resume(out, given, fixed=["data", "lr", "classes", "image_size"])
     assert str(caught.value).startswith(f"{out}: ")
 
 
@@ -195,15 +199,15 @@ def test_a_resumed_run_keeps_its_transforms(tmp_path: Path) -> None:
     flip, blur = ({"transform": {"__class_fullname__": name, "p": 1.0}} for name in ("HorizontalFlip", "Blur"))
     started = dataclasses.replace(STARTED, augment=flip)
     save_settings(tmp_path, dataclasses.asdict(started))
-    assert resumed_settings(tmp_path, STARTED, fixed=["data"]) == started
-    assert resumed_settings(tmp_path, started, fixed=["augment"]) == started
+    assert resume(tmp_path, STARTED, fixed=["data"]) == started
+    assert resume(tmp_path, started, fixed=["augment"]) == started
     with pytest.raises(InputError, match=r"started with other transforms, those in its config\.json; start a new run$"):
-        resumed_settings(tmp_path, dataclasses.replace(started, augment=blur), fixed=["augment"])
+        resume(tmp_path, dataclasses.replace(started, augment=blur), fixed=["augment"])
 
 
 def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"last\.pt: No such file"):
-        resumed_settings(tmp_path, STARTED, fixed=[])
+        resume(tmp_path, STARTED, fixed=[])
 
 
 @pytest.mark.parametrize("settings", [None, {"data": "kitti", "wings": 2}, {}])
@@ -213,7 +217,7 @@ def test_settings_of_another_version(tmp_path: Path, settings: dict[str, Any] | 
     else:
         save_settings(tmp_path, settings)
     with pytest.raises(InputError, match=r"last\.pt: holds no run that this version can resume \("):
-        resumed_settings(tmp_path, STARTED, fixed=[])
+        resume(tmp_path, STARTED, fixed=[])
 
 
 def save_run(folder: Path, name: str, *, step: int) -> None:

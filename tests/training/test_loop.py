@@ -30,7 +30,8 @@ from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.training.autosize import anchor_recall
 from tinydet.training.diagnose import data_notes
-from tinydet.training.loop import Event, Message, Started, Stepped, Validated, train
+from tinydet.training.events import Event, Message, Started, Stepped, Stopped, Validated
+from tinydet.training.loop import train
 from tinydet.training.schedule import cosine
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State
@@ -241,7 +242,9 @@ def test_a_run_that_was_stopped_in_mid_epoch_comes_to_the_same(
     for number, batches in enumerate((STEPS + 2, STEPS - 1, STEPS + 1)):  # of training and validation
         left = iter([False] * batches)
         events = train(run, tmp_path / "run", resume=number > 0, stop=lambda left=left: next(left, True))  # type: ignore[misc]
-        steps = [event.step for event in events if isinstance(event, Stepped)]
+        *said, last = events
+        steps = [event.step for event in said if isinstance(event, Stepped)]
+        assert isinstance(last, Stopped)
         assert load_checkpoint(tmp_path / "run/last.pt").training["step"] == steps[-1]
     list(train(run, tmp_path / "run", resume=True))
     assert_same_run(tmp_path / "run", through.out)
@@ -504,12 +507,12 @@ def test_memory_that_runs_out_halves_the_batch(
     forward = EfficientDet.forward
     seen: list[int] = []
 
-    def small(self: EfficientDet, images: torch.Tensor) -> Outputs:
+    def small(self: EfficientDet, images: torch.Tensor, draws: torch.Tensor | None = None) -> Outputs:
         if self.training:
             seen.append(len(images))
             if len(images) > 1:
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
-        return forward(self, images)
+        return forward(self, images, draws)
 
     monkeypatch.setattr(EfficientDet, "forward", small)
     one = replace(settings, model="lite0", image_size=(192, 256), batch_size=4, epochs=1, lr=1e-6)
@@ -520,9 +523,9 @@ def test_memory_that_runs_out_halves_the_batch(
     assert len(said) == 2
     assert "--batch-size 1 --grad-accumulation 4" in said[1]
     training = load_checkpoint(tmp_path / "last.pt").training
-    assert (training["step"], training["micro_batches"]) == (TRAIN // 4, 4)
+    assert (training["step"], training["micro_size"]) == (TRAIN // 4, 1)
 
-    monkeypatch.setattr(EfficientDet, "forward", lambda self, images: small(self, images.repeat(2, 1, 1, 1)))
+    monkeypatch.setattr(EfficientDet, "forward", lambda self, images, _: small(self, images.repeat(2, 1, 1, 1)))
     with pytest.raises(RuntimeError, match="can't allocate"):  # one image is too much
         list(train(one, tmp_path / "other"))
 
@@ -530,7 +533,7 @@ def test_memory_that_runs_out_halves_the_batch(
 def test_other_errors_are_not_taken_for_it(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: EfficientDet, images: torch.Tensor) -> Outputs:
+    def broken(self: EfficientDet, images: torch.Tensor, draws: torch.Tensor) -> Outputs:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(EfficientDet, "forward", broken)
@@ -583,7 +586,7 @@ def test_workers_that_a_signal_has_ended_too_end_no_run_in_error(
 
     monkeypatch.setattr(tinydet.training.loop, "validate", ended)
     events = list(train(settings, tmp_path / "run", stop=lambda: bool(stopped)))
-    assert isinstance(events[-1], Stepped)
+    assert [type(event) for event in events[-2:]] == [Stepped, Stopped]
     assert load_checkpoint(tmp_path / "run/last.pt").training["step"] == STEPS
     with pytest.raises(InputError, match="a process died before it loaded an image"):
         list(train(settings, tmp_path / "another", stop=lambda: False))

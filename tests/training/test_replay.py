@@ -12,6 +12,7 @@ from tests.checkpoints import hollow
 from tinydet.cli import main
 from tinydet.cli.text import replay_lines
 from tinydet.data.loader import Batch
+from tinydet.distributed import ALONE
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.training.replay import replay, save_step
@@ -37,7 +38,7 @@ def state() -> State:
 
 def save(out: Path, state: State, batch: Batch = BATCH, **settings: Any) -> Path:
     run: Any = SimpleNamespace(
-        config=CONFIG, settings=TrainSettings("data", **settings), frozen=frozenset(), weights="none"
+        config=CONFIG, settings=TrainSettings("data", **settings), frozen=frozenset(), weights="none", world=ALONE
     )
     return save_step(out, run, state._replace(step=6), batch, lr=0.25, micro_batches=1)
 

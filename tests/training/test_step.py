@@ -13,17 +13,18 @@ from tests.checkpoints import assert_same
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.model.backbone import MBConv
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
-from tinydet.model.functional import Params, Variables, apply, params_and_buffers
+from tinydet.model.functional import Variables, apply, params_and_buffers
 from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors, normalize
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
+from tinydet.training.choices import frozen_modules
 from tinydet.training.optim import Optimizer, adamw, sgd
-from tinydet.training.start import frozen_modules
 from tinydet.training.state import State, initial_state, trainable
-from tinydet.training.step import StepMetrics, seeded, train_step
+from tinydet.training.step import StepMetrics, stochastic_draws, train_step
 
 CONFIG = model_config(
     "lite0",
@@ -41,8 +42,8 @@ SGD_PLAIN = sgd(weight_decay=0.0)
 class Double(EfficientDet):
     """The network in float64: AdamW makes steps of full length of gradients that are nothing but float32's rounding."""
 
-    def forward(self, images: Tensor) -> Outputs:
-        return super().forward(images.double())
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Outputs:
+        return super().forward(images.double(), draws)
 
 
 def batch_of(seed: int) -> Batch:
@@ -67,6 +68,11 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 def normalized(batch: Batch) -> Tensor:
     return normalize(batch.images, mean=CONFIG.mean, std=CONFIG.std)
+
+
+def draws_of(names: Sequence[str], *, step: int, seed: int = 0) -> Tensor:
+    """Draw for one image after another."""
+    return torch.cat([stochastic_draws([name], MODEL.backbone.depth, seed=seed, step=step) for name in names])
 
 
 def initial(optimizer: Optimizer = SGD_PLAIN, *, step: int = 0, frozen: frozenset[str] = frozenset()) -> State:
@@ -130,8 +136,7 @@ def plain_loop(
         ramp = (1 + step) / (10 + step)
         for norm in norms:
             norm.momentum = max(0.01, 1 - ramp)
-        torch.manual_seed(7 * 1_000_003 + step)
-        outputs = model(normalized(batch))
+        outputs = model(normalized(batch), draws_of(batch.names, step=step, seed=7))
         targets = assign_batch(batch.boxes, batch.labels, ANCHORS)
         losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
         optimizer.zero_grad()
@@ -210,13 +215,17 @@ def test_another_seed_draws_another_stochastic_depth() -> None:
     assert len({float(metrics.losses.total) for metrics in found}) > 1
 
 
-def test_seeded_leaves_the_generator_as_it_was() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    with seeded(1, torch.device("cpu")):
-        assert not torch.equal(torch.rand(2), expected)
-    assert torch.equal(torch.rand(2), expected)
+def test_an_image_draws_by_its_name_the_step_and_the_seed_alone() -> None:
+    names = [f"{i:06d}" for i in range(300)]
+    draws = stochastic_draws(names, 16, seed=1, step=2)
+    assert (draws.shape, draws.dtype) == ((300, 16), torch.float32)
+    assert torch.equal(stochastic_draws(names[7:3:-1], 16, seed=1, step=2), draws[4:8].flip(0))
+    assert stochastic_draws([], 16, seed=1, step=2).shape == (0, 16)
+    assert len(draws.unique()) > 0.99 * draws.numel()
+    for other in ({"seed": 2, "step": 2}, {"seed": 1, "step": 1}, {"seed": 2, "step": 1}):
+        assert not (stochastic_draws(names, 16, **other) == draws).all(1).any()
+    shares = [float((draws < rate).float().mean()) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert shares == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0], abs=0.02)  # three standard deviations
 
 
 # Averages
@@ -224,10 +233,9 @@ def test_seeded_leaves_the_generator_as_it_was() -> None:
 
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (10, 0.55), (10**6, 0.9998)])
 def test_averages_follow_fast_at_first(step: int, decay: float) -> None:
-    state = initial(step=step)
-    with seeded(step, torch.device("cpu")):
-        momentum = max(0.01, 1 - (1 + step) / (10 + step))
-        _, seen = apply(MODEL, state.params, state.buffers, normalized(batch_of(0)), train=True, momentum=momentum)
+    state, draws = initial(step=step), draws_of(batch_of(0).names, step=step)
+    momentum, inputs = max(0.01, 1 - (1 + step) / (10 + step)), (normalized(batch_of(0)), draws)
+    _, seen = apply(MODEL, state.params, state.buffers, *inputs, train=True, momentum=momentum)
     later, _ = train_step(state, batch_of(0), model=MODEL, lr=1e-2, optimizer=SGD_PLAIN)
     assert later.step == step + 1
     assert_same(later.buffers, seen)
@@ -333,16 +341,20 @@ def five_images() -> Batch:
 
 
 def double_step(batch: Batch, state: State, frozen: frozenset[str], **settings: Any) -> tuple[State, StepMetrics]:
-    """Make a step in float64 with frozen batch norms and no stochastic depth, where parts add up exactly."""
-    model = Double(dataclasses.replace(CONFIG, stochastic_depth=0.0)).to("meta")
+    """Make a step in float64, where parts add up exactly, with stochastic depth that drops blocks of each image."""
+    model = Double(dataclasses.replace(CONFIG, stochastic_depth=0.9)).to("meta")
+    draws = stochastic_draws(batch.names, model.backbone.depth, seed=0, step=state.step)
+    blocks = [module for module in model.modules() if isinstance(module, MBConv)]
+    rates = torch.tensor([block.drop if block.residual else 0.0 for block in blocks])
+    assert (draws < rates).any(1).all()
     return train_step(
         state, batch, model=model, lr=1e-2, anchors=ANCHORS, optimizer=SGD_PLAIN, clip=1e9, frozen=frozen, **settings
     )
 
 
-@pytest.mark.parametrize("micro_batches", [2, 3])
+@pytest.mark.parametrize("micro_batches", [2, 3, 9])
 def test_micro_batches_add_up_to_the_batch(micro_batches: int) -> None:
-    """Also where the last one is smaller, and one has no object."""
+    """Also with stochastic depth, where one is smaller or has no object, and where there are fewer images."""
     begin = double(initial(frozen=frozen_norms())), frozen_norms()
     whole, expected = double_step(five_images(), *begin)
     parts, found = double_step(five_images(), *begin, micro_batches=micro_batches)
@@ -352,46 +364,15 @@ def test_micro_batches_add_up_to_the_batch(micro_batches: int) -> None:
     torch.testing.assert_close(parts.params, whole.params, rtol=1e-9, atol=1e-12)
 
 
-def test_sums_over_processes_are_those_of_the_whole_batch() -> None:
-    """Two steps of parts that are reduced in lockstep, as processes would, are the step of the whole batch."""
-    from concurrent.futures import ThreadPoolExecutor
-    from threading import Barrier
-
-    batch, barrier, slots = five_images(), Barrier(2), [{}, {}]  # type: ignore[var-annotated]
-
-    def reduce_as(rank: int) -> Any:
-        def reduce(tensors: Params) -> Params:
-            slots[rank] = tensors
-            barrier.wait(60)
-            summed = {name: slots[0][name] + slots[1][name] for name in tensors}
-            barrier.wait(60)
-            return summed
-
-        return reduce
-
-    def work(rank: int) -> tuple[State, StepMetrics]:
-        return double_step(rows_of(batch, (slice(0, 2), slice(2, 5))[rank]), *begin, reduce=reduce_as(rank))
-
-    begin = double(initial(frozen=frozen_norms())), frozen_norms()
-    whole, expected = double_step(batch, *begin)
-    with ThreadPoolExecutor(2) as pool:
-        results = [*pool.map(work, range(2))]
-    for state, found in results:
-        torch.testing.assert_close(tuple(found.losses), tuple(expected.losses), rtol=1e-9, atol=0)
-        assert torch.equal(found.positives, expected.positives)
-        torch.testing.assert_close(state.params, whole.params, rtol=1e-9, atol=1e-12)
-
-
 def test_statistics_pass_from_one_micro_batch_to_the_next() -> None:
     state, batch = initial(step=30), batch_of(0)
     images, boxes, labels, scales, sizes = (x.repeat_interleave(2, 0) for x in batch[:5])
     doubled = Batch(images, boxes, labels, scales, sizes, [*"aabb"])
     later, _ = train_step(state, doubled, model=MODEL, lr=0.0, optimizer=SGD_PLAIN, micro_batches=2)
     buffers, momentum = state.buffers, max(0.01, 1 - 31 / 40)
-    with seeded(30, torch.device("cpu")):
-        for i in range(2):
-            images = normalized(batch)[i : i + 1].repeat(2, 1, 1, 1)
-            _, buffers = apply(MODEL, state.params, buffers, images, train=True, momentum=momentum)
+    for i in range(2):
+        inputs = normalized(batch)[i : i + 1].repeat(2, 1, 1, 1), draws_of("ab"[i] * 2, step=30)
+        _, buffers = apply(MODEL, state.params, buffers, *inputs, train=True, momentum=momentum)
     torch.testing.assert_close(later.buffers, buffers, rtol=1e-5, atol=1e-6)
 
 

@@ -123,7 +123,8 @@ def run_header(started: Started) -> str:
     batch += f" x {settings.grad_accumulation}" if settings.grad_accumulation > 1 else ""
     batch += f" x {settings.processes} processes" if settings.processes > 1 else ""
     batch += f" = {settings.step_size}" if settings.step_size != settings.batch_size else ""
-    learning = [str(settings.optimizer), f"peak lr {settings.peak_lr:.3g}", settings.schedule]
+    peak = f"peak lr {settings.peak_lr:.3g}" + ("" if settings.lr else f" for {settings.step_size} images a step")
+    learning = [str(settings.optimizer), peak, settings.schedule]
     learning += [f"weight decay {settings.decay:g}", *([] if settings.ema_decay else ["no averaged weights"])]
     learning += [f"{settings.freeze} frozen"] if settings.freeze != "none" else []
     length = f"{settings.epochs} epochs" if settings.minutes is None else f"{settings.minutes:g} minutes"

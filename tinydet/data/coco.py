@@ -6,13 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tinydet.data.coco_file import find_coco, find_images, read_coco
-from tinydet.data.dataset import (
-    CocoAnnotations,
-    Columns,
-    DetectionDataset,
-    crowds_of_every_class,
-    gather,
-)
+from tinydet.data.dataset import CocoAnnotations, Columns, DetectionDataset, crowds_of_every_class, gather
 from tinydet.data.images import read_size
 from tinydet.data.splits import check_split, class_labels, draw_split, of_split, resolve_classes
 from tinydet.errors import InputError, OnError, raise_error, shorten, try_call
@@ -49,10 +43,10 @@ class CocoDataset(DetectionDataset):
         count = len(file.image_ids)
         if not count:
             raise InputError(f"{self._file}: there are no images")
-        if split == "all" or split in files:
-            drawn, note = [*range(count)], f"{count} {of_split(split)}images, those of {path}"
-        else:
-            drawn, note = draw_split(count, split=split, seed=seed, reason=f"{path} is the only file of annotations")
+        drawn, note = [*range(count)], f"{count} {of_split(split)}images, those of {path}"
+        if split not in ("all", *files):
+            reason = f"{path} is the only file of annotations"
+            drawn, note = draw_split(drawn, split=split, seed=seed, reason=reason)
         paths, there = find_images(path, file.file_names[drawn].tolist())
         sizes, first = file.sizes[drawn], {image: i for i, image in reversed([*enumerate(paths)])}
         for i in np.flatnonzero((sizes[:, 0] == 0) | ~there).tolist():

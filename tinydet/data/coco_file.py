@@ -5,7 +5,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -93,10 +92,9 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
         if any(hits.values()):
             break
     else:
-        raise InputError(
-            f"{short_path(path)}: found none of its {len(names)} images, such as {quoted(file_names[0])}; "
-            f"looked in {', '.join(looked[:8])}{', ...' if len(looked) > 8 else ''}"
-        )
+        tried = f"looked in {', '.join(looked[:8])}{', ...' if len(looked) > 8 else ''}"
+        some = f"none of its {len(names)} images, such as {quoted(file_names[0])}"
+        raise InputError(f"{short_path(path)}: found {some}; {tried}")
     folder, start = max(hits, key=lambda key: hits[key])
     images = [os.path.join(folder, *(name[start:] or name)) for name in names]
     # Folders are listed, because a look at each file of 118,000 takes minutes on some file systems.
@@ -109,13 +107,10 @@ def find_images(path: Path, file_names: Sequence[str]) -> tuple[list[str], np.nd
 
 def _spell(folder: Path, name: Sequence[str]) -> str | None:
     """Find the path of a file by the parts of its name, with é as one character or as two, or None."""
-    text = os.path.join(folder, *name)
-    forms = (
-        [text]
-        if text.isascii()
-        else [text, *(os.path.join(folder, *map(partial(normalize, form), name)) for form in ("NFC", "NFD"))]
-    )
-    return next(filter(os.path.isfile, forms), None)
+    spellings = [name]
+    if not all(map(str.isascii, name)):
+        spellings += [[normalize("NFC", part) for part in name], [normalize("NFD", part) for part in name]]
+    return next(filter(os.path.isfile, (os.path.join(folder, *parts) for parts in spellings)), None)
 
 
 class CocoFile(NamedTuple):
@@ -144,9 +139,7 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
     needs = "file_name" if needs_files else "id"
     images = _by_id(content["images"], "image", needs=needs, where=where, on_error=on_error)
     categories = _by_id(content["categories"], "category", needs="name", where=where, on_error=on_error)
-    notes = (
-        [] if not (group := _group(categories, entries)) else [f"{where}: {group} is left out: it groups all others"]
-    )
+    group = _group(categories, entries)
     names = [str(one["name"]) for one in categories.values()]
     if twice := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
         on_error(InputError(f"{where}: two categories are called {quoted(twice[0])}"))
@@ -165,7 +158,7 @@ def read_coco(path: PathLike, *, needs_files: bool = True, on_error: OnError = r
         categories=dict(zip(categories, names, strict=True)),
         annotations=CocoAnnotations(image, label, columns[:, 2:6], columns[:, 6], columns[:, 7].astype(bool)),
         annotation_ids=ids,
-        notes=notes,
+        notes=[f"{where}: {group} is left out: it groups all others"] if group else [],
     )
 
 
@@ -243,7 +236,6 @@ def parse_bbox(box: Any, *, where: str) -> list[float]:
     if not isinstance(box, list) or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
         raise InputError(f"{where}: bbox must be [left, top, width, height], got {quoted(box)}")
     if not all(map(LARGEST.__ge__, map(abs, box))) or box[2] < 0 or box[3] < 0:  # COCO's files hold some of no width
-        raise InputError(
-            f"{where}: bbox {quoted(box)} has a negative side, or one that is no finite number to {LARGEST:g}"
-        )
+        problem = f"has a negative side, or one that is no finite number to {LARGEST:g}"
+        raise InputError(f"{where}: bbox {quoted(box)} {problem}")
     return box

@@ -114,7 +114,8 @@ class DetectionDataset(Dataset[Example]):
         classes: the K class names; their order gives the labels.
         split_note: a sentence that says how the images were chosen; `notes`: others on the files.
         annotations: what to evaluate against, as written in the files; made of the boxes when None.
-        on_error: called for each box outside of its image; if it returns, the box is left out.
+        on_error: called for each box outside of its image; if it returns, the box is left out. None: boxes and labels
+            are what they must be, and are not looked at.
 
     Raises:
         InputError: there is no image, or a box lies outside of its own.
@@ -137,10 +138,17 @@ class DetectionDataset(Dataset[Example]):
         split_note: str = "",
         notes: Sequence[str] = (),
         annotations: CocoAnnotations | None = None,
-        on_error: OnError = raise_error,
+        on_error: OnError | None = raise_error,
     ) -> None:
-        columns = frames if isinstance(frames, Columns) else join_frames(list(frames))
-        self._hold(columns, classes=classes, split_note=split_note, notes=notes, annotations=annotations)
+        self._columns = columns = frames if isinstance(frames, Columns) else join_frames(list(frames))
+        self._annotations = annotations
+        self._rows: np.ndarray | range = range(len(columns.names))  # of those that were taken; a range of all
+        self.classes, self.split_note = tuple(classes), split_note
+        self.notes: tuple[str, ...] = tuple(notes)
+        if not len(self):
+            raise InputError(f"{split_note or 'the data set'}: there is no image that can be used")
+        if on_error is None:
+            return
         images = columns.image_index
         boxes = columns.boxes.clip(0, columns.sizes[images][:, [1, 0, 1, 0]]).astype(np.float32)
         empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
@@ -154,23 +162,6 @@ class DetectionDataset(Dataset[Example]):
             text = f"{leaving} of {objects.sum()} boxes leave their image by more than {SLIVER:.0%}"
             self.notes += (f"{text}: corners instead of sizes? labels of another resolution?",)
         self._columns = keep_boxes(columns._replace(boxes=boxes), (columns.labels != BACKGROUND) & ~empty)
-
-    def _hold(
-        self,
-        columns: Columns,
-        *,
-        classes: Sequence[str],
-        split_note: str,
-        notes: Sequence[str],
-        annotations: CocoAnnotations | None,
-    ) -> None:
-        """Hold columns as they are; raise InputError if there is no image."""
-        self._columns, self._annotations = columns, annotations
-        self._rows: np.ndarray | range = range(len(columns.names))  # of those that were taken; a range of all
-        self.classes, self.split_note = tuple(classes), split_note
-        self.notes: tuple[str, ...] = tuple(notes)
-        if not len(self):
-            raise InputError(f"{split_note or 'the data set'}: there is no image that can be used")
 
     def take(self: Self, rows: Sequence[int] | np.ndarray) -> Self:
         """Select images by their rows, in this order; an image may come several times. Nothing is copied."""

@@ -74,12 +74,13 @@ class IndexDataset(DetectionDataset):
             boxes = boxes._replace(labels=self._label_of[boxes.labels])
             boxes = keep_boxes(boxes, boxes.labels != BACKGROUND)
         self.kind, self._source = f"index of {content['kind']}", (path, split, classes)
-        self._hold(
+        super().__init__(
             boxes,
             classes=chosen,
             split_note=opened[0]["note"] if len(opened) == 1 else f"all {len(boxes.names)} images",
             notes=[*dict.fromkeys([*(note for one in opened for note in one["notes"]), *notes])],
             annotations=annotations,
+            on_error=None,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -162,14 +162,13 @@ def _split_names(
     incomplete = sorted(candidates - (images.keys() & labels.keys()))
     for name in incomplete:
         missing, place = ("label", folder.labels) if name in images else ("image", folder.images)
-        on_error(
-            InputError(f"{place}: frame {quoted(name)} has no {missing} ({len(incomplete)} frames are incomplete)")
-        )
+        problem = f"frame {quoted(name)} has no {missing} ({len(incomplete)} frames are incomplete)"
+        on_error(InputError(f"{place}: {problem}"))
     names = sorted(candidates - set(incomplete))
     if split == "all":
         return names, f"all {len(names)} images"
-    rows, note = draw_split(len(names), split=split, seed=seed, reason=f"{folder.images.parent} has no ImageSets")
-    return [names[row] for row in rows], f"{note} (KITTI itself is shuffled: give it ImageSets)"
+    names, note = draw_split(names, split=split, seed=seed, reason=f"{folder.images.parent} has no ImageSets")
+    return names, f"{note} (KITTI itself is shuffled: give it ImageSets)"
 
 
 def _listed_names(lists: Path, images: Paths, labels: Paths, *, split: str, on_error: OnError) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,11 +13,10 @@ from tinydet.files import composed
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.reading import parse_lines
 
+T = TypeVar("T")
 DONT_CARE = "dontcare"  # KITTI's name, in lower case, of what is neither object nor background
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
 SPLITS = ("train", "val")
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def split_of(name: str) -> str | None:
@@ -54,16 +54,17 @@ def read_lists(
     return {split: [*parse_lines(folder / f"{split}.txt", check, on_error=on_error).values()] for split in splits}
 
 
-def draw_split(count: int, *, split: str, seed: int, reason: str) -> tuple[list[int], str]:
-    """Draw the rows of train or val among `count` images, and say how in a note that begins with the reason."""
+def draw_split(images: Sequence[T], *, split: str, seed: int, reason: str) -> tuple[list[T], str]:
+    """Draw those of train or val among all images, and say how in a note that begins with the reason."""
+    count = len(images)
     if count < 2:
         raise InputError(f"{reason}, and {count} images cannot be split into train and val")
     # Neighbours, such as the frames of a drive, are near-duplicates: whole blocks of them go to one side.
     blocks = np.array_split(np.arange(count), min(10, count))
-    drawn = np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 5)]
-    rows = [int(i) for b, block in enumerate(blocks) if (b in drawn) == (split == "val") for i in block]
-    how = f"{len(drawn)} of {len(blocks)} blocks of consecutive images, drawn with seed {seed}, are val"
-    return rows, f"{len(rows)} {split} images of {count}: {reason}, so {how}"
+    val = np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 5)]
+    drawn = [images[i] for b, block in enumerate(blocks) if (b in val) == (split == "val") for i in block]
+    how = f"{len(val)} of {len(blocks)} blocks of consecutive images, drawn with seed {seed}, are val"
+    return drawn, f"{len(drawn)} {split} images of {count}: {reason}, so {how}"
 
 
 def check_class_names(names: Sequence[str], *, where: str) -> None:
@@ -96,9 +97,8 @@ def resolve_classes(
     known = {name.lower() for name in named}
     unknown = [name for name in classes if known and name.lower() not in known]
     if unknown and (split == "train" or len(unknown) == len(classes)):
-        raise InputError(
-            f"{where}: no class {quoted(unknown[0])}; there are {list_names(named)}{nearest(unknown[0], named)}"
-        )
+        there = f"there are {list_names(named)}{nearest(unknown[0], named)}"
+        raise InputError(f"{where}: no class {quoted(unknown[0])}; {there}")
     missing = [name for name in classes if name.lower() not in occurring]
     if missing and (split == "train" or len(missing) == len(classes)):  # all must occur to train, one to validate
         there = list_names([f"{name} {held[name]}" for name in sorted(held, key=lambda name: -held[name])]) or "nothing"

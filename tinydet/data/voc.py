@@ -26,8 +26,6 @@ from tinydet.reading import read_bytes
 
 # Where the XML files and the images of a folder lie, with folders of their own, if not in the folder itself.
 ANNOTATION_FOLDERS, IMAGE_FOLDERS = ("annotations", "labels"), ("jpegimages", "images", "data")
-
-
 Paths = dict[str, Path]  # files by their names without suffix
 
 
@@ -62,25 +60,20 @@ def find_voc(root: PathLike) -> VocFolder:
         if split in SPLITS and (first := paths.setdefault(split, path)) != path:
             raise InputError(f"{root}: both {first.name} and {path.name} hold {split} images")
     if not paths:
-        raise NotFoundError(
-            f"{root}: found no Pascal VOC annotations: no XML in Annotations, beside images, or in train"
-        )
+        places = "in Annotations, beside images, or in train"
+        raise NotFoundError(f"{root}: found no Pascal VOC annotations: no XML {places}")
     parts = {split: found.pop(path) for split, path in paths.items()}
     return VocFolder(root, parts if len(parts) == 2 else {"all": next(iter(parts.values()))}, [*found])
 
 
 def _part(folder: Path) -> VocPart | None:
     """Find the XML files and the images of one folder, if it holds any."""
-    annotations = [*list_folders(folder, ANNOTATION_FOLDERS), folder]
     images = [*list_folders(folder, IMAGE_FOLDERS), folder]
-    if (found := next((place for place in annotations if any(map(_is_annotation, _first_files(place)))), None)) is None:
-        return None
-    return VocPart(found, images[0])
-
-
-def _first_files(folder: Path) -> list[Path]:
-    """List a few XML files of a folder."""
-    return list_files(folder, [".xml"], recursive=_has_folders(folder))[:3]
+    for place in (*list_folders(folder, ANNOTATION_FOLDERS), folder):
+        files = list_files(place, [".xml"], recursive=_has_folders(place))[:3]
+        if any(b"annotation" in read_bytes(file)[:1024].replace(b"\0", b"") for file in files):  # in UTF-16 too
+            return VocPart(place, images[0])
+    return None
 
 
 def _has_folders(place: Path) -> bool:
@@ -88,19 +81,11 @@ def _has_folders(place: Path) -> bool:
     return place.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)
 
 
-def _by_name(part: VocPart, *, on_error: OnError = raise_error) -> tuple[Paths, Paths]:
+def _by_name(part: VocPart, *, on_error: OnError) -> tuple[Paths, Paths]:
     """Map names to the XML files and to the images of a part."""
-    pairs = ((part.annotations, (".xml",)), (part.images, IMAGE_SUFFIXES))
-    files, images = (
-        files_by_stem(place, suffixes, recursive=_has_folders(place), on_error=on_error) for place, suffixes in pairs
-    )
-    xmls = {name.removeprefix("xmls/"): path for name, path in files.items()}
-    return xmls, images
-
-
-def _is_annotation(file: Path) -> bool:
-    """Say whether an XML file may be one of Pascal VOC, and not of another program's."""
-    return b"annotation" in read_bytes(file)[:1024].replace(b"\0", b"")  # in UTF-16 too
+    files = files_by_stem(part.annotations, [".xml"], recursive=_has_folders(part.annotations), on_error=on_error)
+    images = files_by_stem(part.images, IMAGE_SUFFIXES, recursive=_has_folders(part.images), on_error=on_error)
+    return {name.removeprefix("xmls/"): path for name, path in files.items()}, images
 
 
 Image = tuple[Path, VocObjects]  # an image file and what it holds
@@ -131,11 +116,9 @@ class VocDataset(DetectionDataset):
         if split == "all":
             chosen, note = everything, f"all {len(everything)} images of {folder.path}"
         elif split in splits:
-            chosen = splits[split]
-            note = f"{len(chosen)} {split} images, as {source}"
+            chosen, note = splits[split], f"{len(splits[split])} {split} images, as {source}"
         else:
-            rows, note = draw_split(len(everything), split=split, seed=seed, reason=source)
-            chosen = [everything[row] for row in rows]
+            chosen, note = draw_split(everything, split=split, seed=seed, reason=source)
         sized = [(*image, size) for image in chosen if (size := try_call(on_error, _upright_size, *image))]
         spelled = Counter(name for _, one in everything for name in one.names if name)
         named = {name.lower(): name for name, _ in reversed(spelled.most_common())}  # by the most frequent spelling
@@ -201,7 +184,6 @@ def _read_splits(folder: VocFolder, *, split: str, on_error: OnError) -> tuple[d
 def _read_listed(lists: Path, splits: Sequence[str], part: VocPart, *, on_error: OnError) -> dict[str, list[Image]]:
     """Read the images that the lists of some splits name, as their XML files or as they are called."""
     files, images = by_name = _by_name(part, on_error=on_error)
-
     known = files.keys() | images.keys()
 
     def resolve(name: str, *, where: str) -> str:

@@ -46,7 +46,8 @@ def find_yolo(root: PathLike) -> YoloFolder:
     """Find and read the data.yaml, obj.data or classes.txt of a folder, or the YAML file itself."""
     root, kinds = Path(root), (".yaml", ".yml", ".data")
     files = list_files(root, kinds)
-    files = [file for file in files if file.stem.lower() in ("data", "obj")] or [*filter(_has_names, files)]
+    usual = [file for file in files if file.stem.lower() in ("data", "obj")]
+    files = usual or [file for file in files if re.search(r"\bnames\b", read_text(file))]  # not of another program
     if root.is_file() and root.suffix.lower() in kinds:
         files = [root]
     if len(files) > 1:
@@ -63,11 +64,6 @@ def find_yolo(root: PathLike) -> YoloFolder:
     if (root / "labels").is_dir():
         raise InputError(f"{root}: there are labels, but no data.yaml or classes.txt that names the classes")
     raise NotFoundError(f"{root}: found no data.yaml")
-
-
-def _has_names(file: Path) -> bool:
-    """Say whether a file may be one of YOLO's, and not of another program's."""
-    return re.search(r"\bnames\b", read_text(file)) is not None
 
 
 def _read_config(file: Path) -> YoloFolder:
@@ -129,26 +125,24 @@ def _read_names(file: Path) -> list[str]:
     """Read a file of class names, one a line; an empty one among them would count as a class to other tools."""
     names = [line.strip() for line in read_text(file).rstrip().splitlines()]
     if "" in names:
-        raise InputError(
-            f"{short_path(file)}:{names.index('') + 1}: an empty line among the classes; delete or name it"
-        )
+        where = f"{short_path(file)}:{names.index('') + 1}"
+        raise InputError(f"{where}: an empty line among the classes; delete or name it")
     return names
 
 
 def _resolve(base: Path, place: str, *, where: str) -> Path:
     """Find what a file names, in its folder too when it names folders of another machine."""
-    parts = PurePosixPath(place.strip().replace("\\", "/")).parts
+    place = place.strip()
+    parts = PurePosixPath(place.replace("\\", "/")).parts
     path = base.joinpath(*parts)
     # Roboflow writes ../train/images, from a folder that the file does not lie in; CVAT data/obj_train_data.
     while 0 < len(parts) < MAX_PARTS and not exists(path) and _is_foreign(parts[0], base):
         parts = parts[1:]
         path = base.joinpath(*parts)
     if not parts or not exists(path):
-        raise InputError(
-            f"{where}: names {quoted(place.strip())}, which is not there; looked for {base / shorten(place.strip())}"
-        )
+        raise InputError(f"{where}: names {quoted(place)}, which is not there; looked for {base / shorten(place)}")
     if not (isfile(path) or isdir(path)):
-        raise InputError(f"{where}: names {quoted(place.strip())}, which is neither a file nor a folder")
+        raise InputError(f"{where}: names {quoted(place)}, which is neither a file nor a folder")
     return path
 
 
@@ -213,17 +207,18 @@ class YoloDataset(DetectionDataset):
         listed, note = _split_images(folder, split=split, seed=seed)
         texts = find_labels([*dict.fromkeys(image for images in folder.images.values() for image in images)])
         owners = {text: image for image, text in reversed(texts.items())}
-        images = [
-            image for image in listed if try_call(on_error, _check_owner, image, owners[texts[image]], texts[image])
-        ]
+        for image in listed:
+            if (owner := owners[texts[image]]) != image:
+                same = f"{owner.name} has the same label file, {short_path(texts[image])}; rename one of them"
+                on_error(InputError(f"{short_path(image)}: {same}"))
+        images = [image for image in listed if owners[texts[image]] == image]
         sized = [(image, size) for image in images if (size := try_call(on_error, read_size, image))]
         where = short_path(folder.path)
         self._texts = [texts[image] for image, _ in sized]
         labelled = [text.is_file() for text in self._texts]
         if sized and not any(labelled):
-            raise InputError(
-                f"{where}: none of {len(sized)} {of_split(split)}images has a label file, such as {self._texts[0]}"
-            )
+            none = f"none of {len(sized)} {of_split(split)}images has a label file"
+            raise InputError(f"{where}: {none}, such as {self._texts[0]}")
         objects = read_yolo(self._texts, classes=len(folder.names), keypoints=folder.keypoints, on_error=on_error)
         counts = Counter(folder.names[label] for labels, *_ in objects for label in labels.tolist())
         chosen, notes = resolve_classes(classes, counts, split=split, where=where, named=folder.names)
@@ -246,15 +241,6 @@ class YoloDataset(DetectionDataset):
         return f"{short_path(self._texts[row])}:{line}"
 
 
-def _check_owner(image: Path, owner: Path, text: Path) -> Path:
-    """Return an image; raise InputError where its label file is that of another that comes first."""
-    if owner != image:
-        raise InputError(
-            f"{short_path(image)}: {owner.name} has the same label file, {short_path(text)}; rename one of them"
-        )
-    return image
-
-
 def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Path], str]:
     """Choose the images of a split, and say how."""
     path, both = folder.path, folder.images
@@ -263,8 +249,7 @@ def _split_images(folder: YoloFolder, *, split: str, seed: int) -> tuple[list[Pa
         return everything, f"all {len(everything)} images that {path} names"
     if len(both) == 2:
         return both[split], f"{len(both[split])} {split} images, as {path} says"
-    rows, note = draw_split(len(everything), split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
-    return [everything[row] for row in rows], note
+    return draw_split(everything, split=split, seed=seed, reason=f"{path} names only {'/'.join(both)}")
 
 
 def find_labels(images: Sequence[Path]) -> dict[Path, Path]:

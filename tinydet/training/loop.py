@@ -24,7 +24,7 @@ from tinydet.training.autosize import anchor_recall
 from tinydet.training.diagnose import data_notes, diagnose, diagnose_overfit, diagnose_start, everything_found
 from tinydet.training.events import Event, Message, Started, Stepped, Stopped, Validated
 from tinydet.training.folder import RUNS, claim_folder, new_folder, publish, write_start
-from tinydet.training.memory import less_memory, out_of_memory
+from tinydet.training.memory import less_memory, out_of_memory, too_many_images
 from tinydet.training.replay import save_step
 from tinydet.training.schedule import (
     Spent,
@@ -177,10 +177,10 @@ def run_epochs(
                     except RuntimeError as error:
                         if not out_of_memory(error) or micro_size == 1:
                             raise
-                        text = less_memory(run.share, micro_size := -(-min(micro_size, run.share) // 2))
                         if world.size > 1:  # the others are in the middle of the step
-                            raise InputError(text) from None
-                    yield Message(text)
+                            raise InputError(too_many_images(micro_size, settings.grad_accumulation)) from None
+                    micro_size = -(-min(micro_size, run.share) // 2)
+                    yield Message(less_memory(run.share, micro_size))
                 losses = [*map(add, sums.losses, torch.stack(metrics.losses).tolist())]
                 positives = [*map(add, sums.positives, metrics.positives.tolist())]
                 sums = EpochSums(losses, positives, lr, clock() - began, waited)

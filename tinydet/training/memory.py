@@ -130,10 +130,18 @@ def _proc_bytes(file: str, name: str, device: torch.device) -> int:
         ) from None
 
 
-def less_memory(images: int, micro_batches: int) -> str:
-    """Say that memory ran out, and which settings would have done the same."""
-    each = math.ceil(images / micro_batches)
+def too_many_images(micro_size: int, grad_accumulation: int) -> str:
+    """Say that memory ran out in one of several processes, and what to do."""
     return (
-        f"out of memory: from here on the {images} images of a step go through the network {each} at a time, as with "
-        f"--batch-size {each} --grad-accumulation {micro_batches}; only batch norms see the difference"
+        f"out of memory with {micro_size} images at once; go on with more processes, or start anew with --batch-size "
+        f"{math.ceil(micro_size / 2)} --grad-accumulation {2 * grad_accumulation}"
+    )
+
+
+def less_memory(images: int, micro_size: int) -> str:
+    """Say that memory ran out, and which settings would have done the same."""
+    return (
+        f"out of memory: from here on the {images} images of a step go through the network {micro_size} at a time, as "
+        f"with --batch-size {micro_size} --grad-accumulation {math.ceil(images / micro_size)}; only batch norms see "
+        "the difference"
     )

@@ -65,9 +65,12 @@ class Run(NamedTuple):
     sync_bn: bool  # whether their batch norms see all of it
 
     def micro_batches(self, micro_size: int) -> int:
-        """Count the parts of a process's share of a step, for so many images at once; none of them is empty in all."""
-        fewest = len(self.train_set) // self.budget.epoch_steps
-        return min(-(-self.share // micro_size), -(-fewest // self.world.size))
+        """Count the parts of a process's share of a step, for so many images at once.
+
+        None of them is empty in all processes where their batch norms meet.
+        """
+        parts, fewest = -(-self.share // micro_size), len(self.train_set) // self.budget.epoch_steps
+        return min(parts, -(-fewest // self.world.size)) if self.sync_bn else parts
 
     @property
     def share(self) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +97,7 @@ def as_checkpoint(content: Any) -> Checkpoint:
     for kind in ("params", "buffers", "ema_params", "ema_buffers"):
         needed = expected[kind.removeprefix("ema_")]
         fields[kind] = check_tensors(fields[kind], needed, model=f"{config.name}'s {kind}")
-    for name, tensor in _tensors_within(fields["training"], "training"):
-        _check_numbers(name, tensor)
+    _check_numbers("training", fields["training"])
     return Checkpoint(config, **fields)
 
 
@@ -126,19 +125,13 @@ def check_tensors(tensors: Params, expected: Params, *, model: str, keys: Mappin
     return checked
 
 
-def _check_numbers(name: str, tensor: Tensor) -> None:
-    """Raise InputError unless all numbers are finite; those of the meta device are not known."""
-    if not tensor.is_meta and not tensor.isfinite().all():
-        raise InputError(f"{name!r} is not finite")
-
-
-def _tensors_within(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of nested values, each with its place."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, (dict, list, tuple)):
+def _check_numbers(name: str, value: Any) -> None:
+    """Raise InputError unless all tensors of nested values are finite; those of the meta device are not known."""
+    if isinstance(value, (dict, list, tuple)):
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors_within(one, f"{name}.{key}")
+            _check_numbers(f"{name}.{key}", one)
+    elif isinstance(value, Tensor) and not value.is_meta and not value.isfinite().all():
+        raise InputError(f"{name!r} is not finite")
 
 
 def abbreviate(names: Sequence[str]) -> str:
@@ -186,14 +179,8 @@ def _read_safetensors(path: PathLike, *, device: torch.device | str) -> dict[str
         raise InputError(f"its header is not JSON: {error}") from None
     statistics = {name for name in tensors if name.rpartition(".")[2] in ("running_mean", "running_var")}
     params, buffers = ({n: x for n, x in tensors.items() if (n in statistics) == kind} for kind in (False, True))
-    return {
-        "format": header["format"],
-        **content,
-        "params": params,
-        "buffers": buffers,
-        "ema_params": params,
-        "ema_buffers": buffers,
-    }
+    weights = {"params": params, "buffers": buffers, "ema_params": params, "ema_buffers": buffers}
+    return {"format": header["format"], **content, **weights}
 
 
 def _first_line(error: Exception) -> str:

@@ -24,16 +24,14 @@ MAX_DEPTH = 16  # of nested values: the transforms of a run's settings reach ten
 CHUNK = 2**24  # bytes that are read at once
 
 # The opcodes that torch.save writes, by how many values they take from the stack besides those above a mark.
-TAKES = {
-    **dict.fromkeys(("PROTO", "MARK", "GLOBAL", "NONE", "NEWTRUE", "NEWFALSE", "BINGET", "LONG_BINGET", "TUPLE"), 0),
-    **dict.fromkeys(
-        ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), 0
-    ),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINSTRING"), 0),
-    **dict.fromkeys(("STOP", "BINPUT", "LONG_BINPUT", "TUPLE1", "BINPERSID", "APPENDS", "SETITEMS"), 1),
-    **dict.fromkeys(("TUPLE2", "APPEND", "REDUCE", "BUILD"), 2),
-    **dict.fromkeys(("TUPLE3", "SETITEM"), 3),
-}
+OPCODES = (
+    "PROTO MARK GLOBAL NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING "
+    "EMPTY_TUPLE EMPTY_LIST EMPTY_DICT BINGET LONG_BINGET TUPLE",
+    "STOP BINPUT LONG_BINPUT TUPLE1 BINPERSID APPENDS SETITEMS",
+    "TUPLE2 APPEND REDUCE BUILD",
+    "TUPLE3 SETITEM",
+)
+TAKES = {name: count for count, names in enumerate(OPCODES) for name in names.split()}
 MARKED = ("TUPLE", "APPENDS", "SETITEMS")
 KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ORDERED_DICT = "collections OrderedDict"
@@ -164,11 +162,8 @@ def check_values(content: Any, *, size: int = 0) -> None:
         left -= 1
         if left < 0 or depth > MAX_DEPTH:
             raise InputError(f"it holds too many values, or nested more than {MAX_DEPTH} deep")
-        if isinstance(value, dict):
-            for one in value.values():
-                check(one, depth + 1)
-        elif isinstance(value, (list, tuple)):
-            for one in value:
+        if isinstance(value, (dict, list, tuple)):
+            for one in value.values() if isinstance(value, dict) else value:
                 check(one, depth + 1)
         elif isinstance(value, Tensor):
             place = (value.data_ptr(), value.dtype, value.shape, value.stride())
