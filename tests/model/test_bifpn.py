@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinydet.model.bifpn import FUSION_METHODS, BiFPN, BiFPNLayer, bifpn_edges, resize, weighted_fusion
-from tinydet.model.layers import BatchNorm, downsample
+from tinydet.model.layers import BatchNorm, downsample, swish
 
 
 def shuffled(module):
@@ -225,7 +225,7 @@ def test_layer_is_the_papers():
         i = next(count)
         w, block = layer.weights[i].relu(), layer.convs[i]
         fused = sum(a * b for a, b in zip(w, inputs, strict=True)) / (w.sum() + 1e-4)
-        x = F.conv2d(F.silu(fused), block.depthwise.weight, padding=1, groups=6)
+        x = F.conv2d(swish(fused), block.depthwise.weight, padding=1, groups=6)
         x = F.conv2d(x, block.pointwise.weight, block.pointwise.bias)
         norm = block.norm
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-3)

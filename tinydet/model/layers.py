@@ -13,9 +13,14 @@ from tinydet.ops.kernels import depthwise_conv
 PADDINGS = ("same", "symmetric")  # TensorFlow's, right and bottom heavier at stride 2; alike on both sides
 
 
-# Swish is x * sigmoid(x) (Ramachandran et al., Activation Functions). Each is applied to a tensor that nothing else
-# reads; the gradient of relu6 needs only its output, so that it may overwrite its argument.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "relu6": partial(F.relu6, inplace=True)}
+def swish(x: Tensor) -> Tensor:
+    """Compute x * sigmoid(x). float[...] -> float[...]. Reference: Ramachandran et al., Activation Functions."""
+    return F.silu(x)
+
+
+# Each is applied to a tensor that nothing else reads; the gradient of relu6 needs only its output, so that it may
+# overwrite its argument.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": partial(F.relu6, inplace=True)}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
