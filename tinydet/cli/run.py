@@ -84,7 +84,7 @@ def run_training(
     except BrokenPipeError:
         echo(f"standard output was closed; go on with: {again}", err=True)
         raise
-    if not isinstance(last, Stopped):
+    if not caught and not isinstance(last, Stopped):
         if first:
             echo(f"best epoch in {started.out / 'best.pt'}, last epoch in {started.out / 'last.pt'}")
         return 0
