@@ -43,6 +43,10 @@ class World(NamedTuple):
             _collective(lambda: dist.all_reduce(x))
         return x
 
+    def any(self, flag: bool, *, device: torch.device) -> bool:
+        """Tell whether a flag is set in any process; the device is that of the other sums."""
+        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=device)))
+
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors of one type over the processes, in one flat all-reduce."""
         if self.size == 1:

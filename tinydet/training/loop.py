@@ -233,7 +233,7 @@ def run_epochs(
 def stoppable(batches: Iterable[Batch], run: Run, stop: Callable[[], bool]) -> Iterator[Batch]:
     """Pass batches on; raise StopTraining in all processes once one of them should stop."""
     for batch in batches:
-        if run.world.total(torch.tensor(float(stop()), device=run.device)):
+        if run.world.any(stop(), device=run.device):
             raise StopTraining
         yield batch
 
