@@ -115,7 +115,7 @@ def double_step(world: World, state: State, batch: Batch, *, synced: bool) -> An
     return train_step(state, batch, model=Double(CONFIG).to("meta"), reduce=world.sum, total=total, **how)
 
 
-@pytest.mark.parametrize("size", [2, 3, 6])  # of five images, so that one process may have none
+@pytest.mark.parametrize("size", [2, 6])  # of five images, so that one process may have none
 @pytest.mark.parametrize("synced", [True, False])
 def test_a_step_of_processes_is_the_step_of_the_whole_batch(size: int, synced: bool) -> None:
     """With batch norms that see all of the batch, and with frozen ones; stochastic depth included."""
