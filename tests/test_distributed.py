@@ -15,9 +15,11 @@ from tinydet.data.loader import Batch, train_batches, val_batches
 from tinydet.distributed import ALONE, World, launched_world
 from tinydet.errors import InputError, SharedError
 from tinydet.evaluation import validate
+from tinydet.labels import BACKGROUND
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.functional import params_and_buffers
 from tinydet.model.layers import BatchNorm
+from tinydet.training.replay import whole_batch
 from tinydet.training.state import State
 from tinydet.training.step import train_step
 
@@ -250,6 +252,40 @@ def test_a_validation_in_processes_has_the_same_bits(count: int, size: int) -> N
         for one, other in zip(found.detections, expected.detections, strict=True):
             assert all(map(torch.equal, one, other))
             assert one.labels.dtype == torch.int64
+
+
+def test_an_output_that_is_not_finite_in_one_process_is_an_error_of_all() -> None:
+    """The others are not left in the middle of their batches."""
+
+    def work(world: World) -> str:
+        bad = {
+            name: x * (torch.nan if world.rank == 1 and name.endswith("weight") else 1) for name, x in params.items()
+        }
+        try:
+            validate((bad, buffers), Images(6), config=CONFIG, batch_size=2, world=world)
+        except FloatingPointError as error:
+            return str(error)
+        return ""
+
+    params, buffers = params_and_buffers(EfficientDet(CONFIG))
+    assert {text.partition(":")[0] for text in in_threads(3, work)} == {"image 2"}
+
+
+def test_a_flag_of_one_process_is_one_of_all() -> None:
+    assert in_threads(3, lambda world: world.any(world.rank == 2)) == [True] * 3
+    assert in_threads(2, lambda world: world.any(False)) == [False] * 2
+
+
+def test_the_whole_batch_of_processes_is_collected() -> None:
+    """As failed-step.pt holds it, whatever number of boxes each share has."""
+    batch = five_images()
+    parts = [Batch(*(field[rows] for field in batch)) for rows in (slice(0, 3), slice(3, 5))]  # type: ignore[arg-type]
+    parts[1] = parts[1]._replace(boxes=parts[1].boxes[:, :1], labels=parts[1].labels[:, :1])
+    first, second = in_threads(2, lambda world: whole_batch(parts[world.rank], world))
+    assert first.names == second.names == batch.names
+    assert torch.equal(first.images, batch.images)
+    assert torch.equal(first.boxes[:3], batch.boxes[:3])
+    assert first.labels[3:, 1:].eq(BACKGROUND).all()
 
 
 # Without torchrun

@@ -403,7 +403,7 @@ def test_each_process_of_torchrun_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device("auto") == "cuda"
     for rank in "01":
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert choose_device("auto") == f"cuda:{rank}"
+        assert choose_device("auto") == choose_device("cuda") == f"cuda:{rank}"
         assert choose_device("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="LOCAL_RANK 2, of GPUs 0 to 1; start fewer processes"):

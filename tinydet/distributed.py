@@ -19,6 +19,8 @@ from tinydet.errors import InputError, LostProcessError, SharedError
 
 TIMEOUT = timedelta(minutes=5)  # of a collective, such as one that waits while another process computes the AP
 
+LOST = re.compile("clos|reset|refused|peer|pipe|remote|timed? ?out", re.IGNORECASE)  # in what gloo and nccl say of it
+
 
 class World(NamedTuple):
     """The processes that work together, and which of them this is. All call the same methods in the same order.
@@ -43,9 +45,9 @@ class World(NamedTuple):
             _collective(lambda: dist.all_reduce(x))
         return x
 
-    def any(self, flag: bool, *, device: torch.device) -> bool:
-        """Tell whether a flag is set in any process; the device is that of the other sums."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=device)))
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is set in any process."""
+        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag))))
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors of one type over the processes, in one flat all-reduce."""
@@ -116,7 +118,13 @@ ALONE = World()
 
 def processes_here() -> int:
     """Return the number of processes that torchrun started on this machine, 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def use_all_cores() -> None:
+    """Share the cores of a machine among its processes, where torchrun has set one thread for each."""
+    if processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
 
 
 @contextmanager
@@ -126,17 +134,16 @@ def launched_world() -> Iterator[World]:
     Raises:
         InputError: the other processes cannot be found.
     """
-    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, size = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if size == 1:
         yield ALONE
         return
     import torch.distributed as dist
 
-    if processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, whatever the machine
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
+    use_all_cores()
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun may keep the store of processes that it restarts
+        if processes_here() == size:  # torchrun may keep the store of processes that it restarts
             store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
         else:
             _choose_network(store, rank=rank, size=size)
@@ -154,25 +161,30 @@ def launched_world() -> Iterator[World]:
 
 
 def _choose_network(store: Any, *, rank: int, size: int) -> None:
-    """Set GLOO_SOCKET_IFNAME to the network interface that reaches the other machines.
+    """Set GLOO_SOCKET_IFNAME, where it is not set, to the network interface that reaches the other machines.
 
-    gloo would take that of the host's own name, which is often an address of the loopback. Left as it is where it is
-    set, or where no interface is found.
+    gloo would take that of the host's own name, which is often an address of the loopback.
     """
-    if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    import fcntl
+    if rank == size - 1:  # which is on another machine than the first
+        store.set("address", _address_towards(os.environ["MASTER_ADDR"]))
+    own = _address_towards(store.get("address").decode())
+    if own and sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+        import fcntl
 
+        with socket.socket() as probe:
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # it has no address
+                    found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                    if found[20:24] == socket.inet_aton(own):
+                        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _address_towards(host: str) -> str:
+    """Return the IPv4 address by which this machine reaches another; "" where there is none."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        if rank == size - 1:  # which is on another machine than the first; for a datagram nothing is sent to connect
-            probe.connect((os.environ["MASTER_ADDR"], 9))
-            store.set("address", probe.getsockname()[0])
-        probe.connect((store.get("address").decode(), 9))
-        own = socket.inet_aton(probe.getsockname()[0])
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has no address
-                if fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))[20:24] == own:  # SIOCGIFADDR
-                    os.environ["GLOO_SOCKET_IFNAME"] = name
+        probe.connect((host, 9))  # for a datagram, nothing is sent
+        return str(probe.getsockname()[0])
+    return ""
 
 
 def _all_gather(x: Tensor, size: int) -> list[Tensor]:
@@ -190,5 +202,7 @@ def _collective(call: Callable[[], Any]) -> None:
     try:
         call()
     except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
         reason = re.sub(r"^\[\S*\] ", "", str(error)).partition(". ")[0]
         raise LostProcessError(f"another process has ended, or cannot be reached ({reason})") from None

@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 
 class SharedError(InputError):
-    """An error that several processes raise, for the first of them to print."""
+    """An error of one or all of several processes that each of them raises; the first prints it."""
 
 
 class LostProcessError(RuntimeError):

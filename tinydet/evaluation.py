@@ -60,6 +60,7 @@ def validate(
     device = next(iter(variables[0].values())).device
     infer = inference_fn(Variables(*variables), config=config)
     sums, detections = [torch.zeros(len(Losses._fields), dtype=torch.float64)], list[Detections]()
+    problem = ""
     for batch in data:
         if not len(batch.images):  # the last of a process that has one batch less than the others
             continue
@@ -70,8 +71,14 @@ def validate(
         targets = assign_batch(batch.boxes, batch.labels, anchors)
         losses = detection_loss(*outputs, targets.labels, targets.deltas)
         sums.append(torch.stack(losses).cpu().double() * len(batch.images))
-        found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, names=batch.names)
+        try:
+            found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, names=batch.names)
+        except FloatingPointError as error:  # which all processes raise, once none is in the middle of its batches
+            problem = problem or str(error)
+            continue
         detections += [one.cpu() for one in found]
+    for text in filter(None, world.exchange(problem)):
+        raise FloatingPointError(text)
     detections = gather_detections(detections, world)
     total: Any = sum(torch.cat(world.gather(torch.stack(sums))))
     return Validation(Losses(*(total / max(len(detections), 1))), detections)
@@ -226,8 +233,8 @@ def evaluate_detector(
     with world.together():
         dataset = open_dataset(data, split, classes=classes)
         weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
-        world.agree(lambda: {"images": len(dataset), "checksums of its images": dataset.digest()})
-        world.agree(lambda: {"weights": [digest({**one.params, **one.buffers}) for one in weights]})
+        world.agree(lambda: {"images": len(dataset), "checksums of names, sizes and boxes": dataset.digest()})
+        world.agree(lambda: {"weights": [digest(one.params, one.buffers) for one in weights]})
     if len(weights) > 1 or views.get("tta") or views.get("tiles"):
         images = (dataset[i].image for i in world.share(range(len(dataset))))
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)

@@ -46,7 +46,7 @@ def take_shard(paths: Sequence[str], number: int, parts: int, *, batch_size: int
 
 def digest_weights(weights: Sequence[Weights]) -> str:
     """Compute a digest of the numbers and the configs of weights: that of a copy, by whatever name, is the same."""
-    parts = (f"{one.config} {digest({**one.params, **one.buffers})}" for one in weights)
+    parts = (f"{one.config} {digest(one.params, one.buffers)}" for one in weights)
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 

@@ -37,9 +37,8 @@ def state() -> State:
 
 
 def save(out: Path, state: State, batch: Batch = BATCH, **settings: Any) -> Path:
-    run: Any = SimpleNamespace(
-        config=CONFIG, settings=TrainSettings("data", **settings), frozen=frozenset(), weights="none", world=ALONE
-    )
+    told: dict[str, Any] = {"frozen": frozenset(), "weights": "none", "world": ALONE, "sync_bn": False}
+    run: Any = SimpleNamespace(config=CONFIG, settings=TrainSettings("data", **settings), **told)
     return save_step(out, run, state._replace(step=6), batch, lr=0.25, micro_batches=1)
 
 

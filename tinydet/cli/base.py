@@ -91,8 +91,8 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:  # of which no writer said what is left
         echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
         sys.exit(2)
-    except (FloatingPointError, LostProcessError) as error:
-        if isinstance(error, FloatingPointError) or os.environ.get("RANK", "0") == "0":
+    except (FloatingPointError, LostProcessError) as error:  # of all processes, for the first of them to print
+        if os.environ.get("RANK", "0") == "0":
             echo(f"stopped: {error}", err=True)
         sys.exit(1)
 
@@ -236,15 +236,16 @@ def choose_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        if not torch.cuda.is_available():
-            return "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         rank, count = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
-        if not rank.isdecimal():
-            return "cuda"
+        if name != "cuda" or not rank.isdecimal():
+            return name
         if int(rank) >= count:
-            few = "start fewer processes on this machine, or give --device"
+            few = "start fewer processes on this machine, or where each sees a GPU of its own give --device cuda"
             raise InputError(f"LOCAL_RANK {rank}, of GPUs 0 to {count - 1}; {few}")
         return f"cuda:{rank}"
+    if name == "cuda" and torch.cuda.device_count() > 1 and os.environ.get("LOCAL_RANK", "").isdecimal():
+        return choose_device("auto")
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:

@@ -216,6 +216,7 @@ def predict(
     """
     from tinydet.cli.text import counted
     from tinydet.detector import Detector
+    from tinydet.distributed import use_all_cores
     from tinydet.predict import (
         coco_ids,
         collect_images,
@@ -230,6 +231,7 @@ def predict(
     from tinydet.shard import digest_weights, save_shard, take_shard
     from tinydet.video import is_video, open_video, save_video
 
+    use_all_cores()
     by_torchrun = shard is not None and ctx.get_parameter_source("shard") is ParameterSource.DEFAULT
     unread = 0
 

@@ -77,7 +77,7 @@ def run_training(
         echo(run_header(started))
     again = f"{again} {shlex.join(['--out', str(started.out), '--resume'])}"
     try:
-        with first_signal(caught, quiet=not first):
+        with first_signal(caught, world):
             last = show_run(started, events) if first else next(iter(deque(events, maxlen=1)), None)
     except (InputError, LostProcessError) as error:
         raise type(error)(f"{error}; then go on with: {again}") from error
@@ -94,16 +94,19 @@ def run_training(
 
 
 @contextmanager
-def first_signal(caught: list[int], *, quiet: bool = False) -> Iterator[None]:
-    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once."""
+def first_signal(caught: list[int], world: World) -> Iterator[None]:
+    """Collect the first SIGINT or SIGTERM in a list; a second one ends the process at once.
+
+    Not a second SIGTERM of one of several processes, to each of which a scheduler and torchrun both send it.
+    """
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def catch(number: int, _: Any) -> None:
         caught.append(number)
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if world.size > 1 else signal.SIG_DFL)
         with suppress(OSError):  # nobody may listen any more
-            os.write(2, b"" if quiet else b"\nends after this step; again to end at once\n")
+            os.write(2, b"" if world.rank else b"\nends after this step; again to end at once\n")
 
     before = [signal.signal(each, catch) for each in signals]
     try:

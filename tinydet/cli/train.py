@@ -88,18 +88,19 @@ def train(
         return
     if data is None:
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
-    if {"epochs", "minutes"} <= typed:
-        raise InputError("--epochs and --minutes: give one of them")
-    if no_ema:
-        options["ema_decay"] = 0.0
-    if options["augment"] is not None:
-        options["augment"] = read_transforms(options["augment"])
-    settings = TrainSettings(data=str(data), **options)
-    if resume and out is None:
-        raise InputError("--resume: name the run to resume by --out")
     fixed = [{"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}]
     again = shlex.join([*launcher(), "train", str(data), *(["--device", device] if "device" in typed else [])])
     with launched_world() as world:
+        with world.together():
+            if {"epochs", "minutes"} <= typed:
+                raise InputError("--epochs and --minutes: give one of them")
+            if resume and out is None:
+                raise InputError("--resume: name the run to resume by --out")
+            if no_ema:
+                options["ema_decay"] = 0.0
+            if options["augment"] is not None:
+                options["augment"] = read_transforms(options["augment"])
+            settings = TrainSettings(data=str(data), **options)
         how: dict[str, Any] = {"resume": resume, "fixed": fixed, "device": device, "weights_report": weights_report}
         status = run_training(settings, out, world, again=again, **how)
     ctx.exit(status)

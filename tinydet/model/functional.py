@@ -88,10 +88,10 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
     return differentiated
 
 
-def digest(tensors: Params) -> str:
+def digest(params: Params, buffers: Params) -> str:
     """Compute a digest of tensors and their names, by which weights in two places are compared."""
     found = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted({**params, **buffers}.items()):
         found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 

@@ -56,14 +56,21 @@ def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int,
 
 def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Collection[str], images: int) -> None:
     """Raise InputError where a batch norm would be trained on one value a channel, which has no variance, or none."""
-    norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
-    if not images and norms - {*frozen}:
+    if images > 1 or not trained_norms(config, frozen=frozen):
+        return
+    if not images:
         raise InputError("--sync-bn off: a step has fewer images than there are processes; leave it auto")
-    if images == 1 and norms - {*frozen} and feature_sizes(crop, levels=config.levels)[-1] == (1, 1):
+    if feature_sizes(crop, levels=config.levels)[-1] == (1, 1):
         raise InputError(
             f"batch norms would see one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is "
             "1x1; try a larger --size, a larger --batch-size, or --weights coco --freeze norms"
         )
+
+
+def trained_norms(config: ModelConfig, *, frozen: Collection[str]) -> set[str]:
+    """Name the batch norms that are not frozen."""
+    norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
+    return norms - {*frozen}
 
 
 def choose_precision(amp: str, device: torch.device) -> str:

@@ -15,7 +15,7 @@ import torch
 from tinydet.data.loader import Batch, dead_worker, val_batches
 from tinydet.data.transforms import transforms_to_dict
 from tinydet.distributed import ALONE, World
-from tinydet.errors import InputError, LostProcessError, SharedError
+from tinydet.errors import InputError, LostProcessError
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import check_writable
 from tinydet.model.postprocess import Detections
@@ -37,8 +37,8 @@ from tinydet.training.schedule import (
     warmup_share,
 )
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, start_run, training_batches
-from tinydet.training.state import State, save, weights_digest
+from tinydet.training.start import Run, start_run, training_batches, weights_of
+from tinydet.training.state import State, save
 
 FOREVER = 10**6  # epochs of a run that ends by the clock
 SLACK = 3.0  # seconds kept back, besides the last validation, for writing its results
@@ -88,7 +88,8 @@ def train(
         command: what repeats the run; goes to `command.txt`.
         progress: whether to show the progress of a download on stderr.
         augment: an albumentations Compose in place of flip and colour jitter; it becomes part of the settings.
-        on_epoch: called with an epoch's row of metrics.jsonl after its validation, such as a logger's function.
+        on_epoch: called with an epoch's row of metrics.jsonl after its validation, such as a logger's function; of
+            several processes in the first, for which the others wait five minutes at most.
         stop: called before every step and every batch of a validation; where it returns true, `last.pt` is written in
             mid-epoch and the run ends. Resumed, it comes to the same weights as one that was not stopped.
         clock: seconds, which measure a run of so many minutes from this call on.
@@ -122,7 +123,10 @@ def train(
                     save(Path(out, "last.pt"), state, run.config, **training)
                 write_start(Path(out), run.config, training, step=state.step, command=command)
             out = Path(world.first(str(out)))
-        notes = data_notes(run.train_set, run.val_set, image_size=run.config.image_size, overfit=bool(settings.overfit))
+        notes = list[str]()
+        if world.rank == 0:
+            size, overfit = run.config.image_size, bool(settings.overfit)
+            notes = data_notes(run.train_set, run.val_set, image_size=size, overfit=overfit)
         recall = anchor_recall(run.train_set, run.config).by_class
         yield Started(out, run, recall, training["history"], state.step)
         yield from map(Message, [*notes, *diagnose_start(recall, run.config)])
@@ -172,13 +176,12 @@ def run_epochs(
                         break
                     except FloatingPointError as error:
                         path = save_step(out, run, state, batch, lr=lr, micro_batches=micro_batches)
-                        text = f"{error}; tinydet train --replay {path} runs it again"
-                        raise (SharedError if world.rank else FloatingPointError)(text) from None
+                        others = f" and those of {world.size - 1} other processes" if world.size > 1 else ""
+                        text = f"{error}{others}; tinydet train --replay {path} runs it again"
+                        raise FloatingPointError(text) from None
                     except RuntimeError as error:
-                        if not out_of_memory(error) or micro_size == 1:
+                        if not out_of_memory(error) or micro_size == 1 or world.size > 1:
                             raise
-                        if world.size > 1:  # the others are in the middle of the step
-                            raise InputError(too_many_images(micro_size, settings.grad_accumulation)) from None
                     micro_size = -(-min(micro_size, run.share) // 2)
                     yield Message(less_memory(run.share, micro_size))
                 losses = [*map(add, sums.losses, torch.stack(metrics.losses).tolist())]
@@ -188,7 +191,7 @@ def run_epochs(
                 spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
             seconds, validating = clock() - began, clock()
-            world.agree(partial(weights_digest, state))
+            world.agree(partial(weights_of, state))
             validation = validate(state.ema, stoppable(val_loader, run, stop), config=config, world=world)
             row = {
                 "epoch": math.ceil(state.step / budget.epoch_steps),
@@ -217,13 +220,16 @@ def run_epochs(
     except RuntimeError as error:
         died = dead_worker(error, train_loader, val_loader)
         stopped = isinstance(error, (StopTraining, LostProcessError)) or (died is not None and stop())
-        if not stopped:  # a signal may have ended the workers too
+        short = world.size > 1 and out_of_memory(error)  # and the others are in the middle of the step
+        if not (stopped or short):  # a signal may have ended the workers too
             raise died or error from None
         training |= {"micro_size": micro_size, "elapsed": clock(), "epoch": sums._asdict()}
         if world.rank == 0:
             save(out / "last.pt", state, config, **training)
         if isinstance(error, LostProcessError):
             raise
+        if short:
+            raise InputError(too_many_images(micro_size, settings.grad_accumulation)) from None
     if settings.overfit is not None and found:
         yield from map(Message, diagnose_overfit(run.val_set, found, config, history))
     if stopped:
@@ -233,7 +239,7 @@ def run_epochs(
 def stoppable(batches: Iterable[Batch], run: Run, stop: Callable[[], bool]) -> Iterator[Batch]:
     """Pass batches on; raise StopTraining in all processes once one of them should stop."""
     for batch in batches:
-        if run.world.any(stop(), device=run.device):
+        if run.world.any(stop()):
             raise StopTraining
         yield batch
 

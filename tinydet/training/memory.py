@@ -133,7 +133,7 @@ def _proc_bytes(file: str, name: str, device: torch.device) -> int:
 def too_many_images(micro_size: int, grad_accumulation: int) -> str:
     """Say that memory ran out in one of several processes, and what to do."""
     return (
-        f"out of memory with {micro_size} images at once; go on with more processes, or start anew with --batch-size "
+        f"out of memory with {micro_size} images at once; run it in more processes, or start anew with --batch-size "
         f"{math.ceil(micro_size / 2)} --grad-accumulation {2 * grad_accumulation}"
     )
 

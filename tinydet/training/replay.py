@@ -43,7 +43,8 @@ class Replay(NamedTuple):
 def save_step(out: Path, run: Run, state: State, batch: Batch, *, lr: float, micro_batches: int) -> Path:
     """Save the state before a step, and its batch, all of it, as failed-step.pt."""
     path, images = out / "failed-step.pt", whole_batch(batch.to("cpu"), run.world)._asdict()
-    failed = {"batch": images, "lr": lr, "micro_batches": run.world.size * micro_batches, "frozen": sorted(run.frozen)}
+    parts = micro_batches if run.sync_bn else run.world.size * micro_batches  # what a batch norm sees
+    failed = {"batch": images, "lr": lr, "micro_batches": parts, "frozen": sorted(run.frozen)}
     if run.world.rank == 0:
         save(path, state, run.config, settings=dataclasses.asdict(run.settings), weights=run.weights, failed=failed)
     return path

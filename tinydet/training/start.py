@@ -18,6 +18,7 @@ from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.functional import digest
 from tinydet.model.postprocess import model_anchors
 from tinydet.reading import check_field
 from tinydet.training.choices import (
@@ -26,13 +27,14 @@ from tinydet.training.choices import (
     choose_precision,
     frozen_modules,
     resolve_config,
+    trained_norms,
 )
 from tinydet.training.folder import load_last
 from tinydet.training.memory import largest_batch, memory_limit, peak_bytes, random_batch
 from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
-from tinydet.training.state import State, initial_state, restore, weights_digest
+from tinydet.training.state import State, initial_state, restore
 from tinydet.training.step import StepMetrics, train_step
 from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
@@ -72,6 +74,12 @@ class Run(NamedTuple):
         parts, fewest = -(-self.share // micro_size), len(self.train_set) // self.budget.epoch_steps
         return min(parts, -(-fewest // self.world.size)) if self.sync_bn else parts
 
+    def fewest_images(self, micro_size: int) -> int:
+        """Count the images that a batch norm sees at least."""
+        rows, parts = range(len(self.train_set) // self.budget.epoch_steps), self.micro_batches(micro_size)
+        shares = [len(World(rank, self.world.size).share(rows)) for rank in range(self.world.size)]
+        return sum(share // parts for share in shares) if self.sync_bn else min(shares) and max(1, min(shares) // parts)
+
     @property
     def share(self) -> int:
         """Images of a step that this process computes, at most."""
@@ -100,19 +108,21 @@ def start_run(
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # or the memory for transfers would be pinned for the first one
+    elif device.type != "cpu" and world.size > 1:
+        raise InputError(f"device {device}: several processes compute on cpu or cuda")
     if settings.model is not None:
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
         raise InputError("resume: name the folder of the run to resume")
     train_set, val_set = open_splits(settings)
+    if not resume:
+        settings = dataclasses.replace(settings, processes=world.size)
     if settings.overfit is not None:
         train_set, val_set = overfit_splits(train_set, settings.overfit)
         settings = overfit_settings(settings, settings.overfit)
-    if not resume:
-        settings = dataclasses.replace(settings, processes=world.size)
     precision = choose_precision(settings.amp, device)
     data = data_summary(train_set, val_set)
-    world.agree(lambda: {"data": data, "checksums of its images": (train_set.digest(), val_set.digest())})
+    world.agree(lambda: {"data": data, "checksums of names, sizes and boxes": (train_set.digest(), val_set.digest())})
     if resume:
         assert out is not None
         checkpoint = None if world.rank else load_last(out, device=device)  # the first may mend the folder
@@ -143,7 +153,8 @@ def start_run(
             "elapsed": 0.0,
             "epoch": None,
         }
-    world.agree(lambda: {**weights_digest(state), "precision": precision})
+    told = {"weights of": training["weights"], "precision": precision, "device": device.type}
+    world.agree(lambda: {**told, **weights_of(state)})
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
@@ -171,16 +182,20 @@ def start_run(
         warmup_epochs=settings.warmup_epochs,
     )
     training = {"micro_size": settings.batch_size, **training, "settings": dataclasses.asdict(settings)}
-    fixed = (training["weights"], report, frozen, budget, step, device, precision, world)
-    run = Run(settings, config, crop, train_set, val_set, *fixed, sync_bn=settings.sync_bn == "on")
-    if settings.sync_bn == "auto" and settings.freeze != "norms":
-        run = run._replace(sync_bn=world.size > 1 and min(run.share, training["micro_size"]) < SMALL_BATCH)
-    rows, parts = range(len(train_set) // budget.epoch_steps), run.micro_batches(training["micro_size"])
-    shares = [len(World(rank, world.size).share(rows)) for rank in range(world.size)]
-    seen = sum(share // parts for share in shares) if run.sync_bn else min(shares) and max(1, min(shares) // parts)
-    check_batch_norms(config, crop, frozen=frozen, images=seen)
-    total = world.total if run.sync_bn else None
-    return run._replace(step=partial(step, reduce=world.sum, total=total)), state, training
+    at_once = min(-(-settings.step_size // world.size), training["micro_size"])
+    sync_bn = settings.sync_bn == "on" or (settings.sync_bn == "auto" and at_once < SMALL_BATCH)
+    sync_bn = sync_bn and world.size > 1 and bool(trained_norms(config, frozen=frozen))
+    if world.size > 1:
+        step = partial(step, reduce=world.sum, total=world.total if sync_bn else None)
+    fixed = (training["weights"], report, frozen, budget, step, device, precision, world, sync_bn)
+    run = Run(settings, config, crop, train_set, val_set, *fixed)
+    check_batch_norms(config, crop, frozen=frozen, images=run.fewest_images(training["micro_size"]))
+    return run, state, training
+
+
+def weights_of(state: State) -> dict[str, str]:
+    """Name what processes compare of a state."""
+    return {"weights": digest(state.params, state.buffers)}
 
 
 def build_optimizer(settings: TrainSettings) -> Optimizer:
@@ -257,5 +272,5 @@ def overfit_splits(dataset: DetectionDataset, count: int) -> tuple[DetectionData
 def overfit_settings(settings: TrainSettings, count: int) -> TrainSettings:
     """Leave out of the settings what keeps a run from fitting its images exactly."""
     size = min(settings.batch_size or count, count)
-    changes: dict[str, Any] = {"grad_accumulation": 1, "weight_decay": 0.0, "ema_decay": 0.0}
+    changes: dict[str, Any] = {"grad_accumulation": 1, "processes": 1, "weight_decay": 0.0, "ema_decay": 0.0}
     return dataclasses.replace(settings, batch_size=size, epochs=OVERFIT_EPOCHS, **changes)

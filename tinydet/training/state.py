@@ -9,7 +9,7 @@ import torch
 from tinydet.errors import InputError
 from tinydet.model.config import ModelConfig
 from tinydet.model.efficientdet import EfficientDet, meta_model
-from tinydet.model.functional import Params, Variables, digest
+from tinydet.model.functional import Params, Variables
 from tinydet.training.optim import Moments, Optimizer, adamw
 from tinydet.weights.checkpoint import Checkpoint, save_checkpoint
 from tinydet.weights.load import adapt_weights, load_weights
@@ -69,11 +69,6 @@ def initial_state(
 def trainable(params: Params, frozen: Collection[str]) -> Params:
     """Select the parameters that are in none of the frozen modules."""
     return {name: param for name, param in params.items() if name.rpartition(".")[0] not in frozen}
-
-
-def weights_digest(state: State) -> dict[str, str]:
-    """Compute the digest of the weights and statistics, by which processes compare them."""
-    return {"weights": digest({**state.params, **state.buffers})}
 
 
 def save(path: str | PathLike[str], state: State, config: ModelConfig, **training: Any) -> None:

@@ -112,7 +112,8 @@ def train_step(
     draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step).to(batch.images.device)
     examples = (batch.images, targets.labels, targets.deltas, draws)
     terms, buffers, grads = accumulate(value_and_grad(loss, has_aux=True), parts)(learning, state.buffers, *examples)
-    own = {} if total else trainable(buffers, frozen)  # statistics that are not those of all processes yet
+    # Statistics that are not those of all processes yet.
+    own = {} if total or reduce is identity else trainable(buffers, frozen)
     statistics = {name: share * buffer for name, buffer in own.items()}
     summed = reduce({**terms, **grads, **statistics})
     losses, grads = Losses(*(summed[name] for name in Losses._fields)), {name: summed[name] for name in grads}
