@@ -299,6 +299,16 @@ def test_without_torchrun_no_process_group_is_made(monkeypatch: pytest.MonkeyPat
         assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.parametrize(("rank", "size"), [("x", "2"), ("0", ""), ("2", "2"), ("0", "0"), ("-1", "2")])
+def test_numbers_of_processes_that_cannot_be_are_an_error(
+    rank: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(InputError, match=f"RANK '{rank}' of WORLD_SIZE '{size}': no such process"):
+        launched_world().__enter__()
+
+
 def test_processes_that_nobody_can_find_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

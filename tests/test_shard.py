@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from PIL import Image
 
 import tinydet.detector
 from tests.checkpoints import weights_of
@@ -354,6 +353,7 @@ def test_torchrun_gives_each_process_its_shard(
     line = refusal(predict(home, "-", "--out", tmp_path / "new"))
     assert line == "rank 1: standard input is one for all processes of torchrun; give a .txt file that lists the images"
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
     assert predict(home, "--out", tmp_path / "alone").exit_code == 0
     assert (tmp_path / "alone/coco.json").is_file()
 
@@ -389,9 +389,16 @@ def test_a_text_file_lists_images(home: Path, paths: list[str], tmp_path: Path) 
     assert predict(home, "--out", tmp_path / "out").exit_code == 0
     lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines] == paths
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.txt", format="PNG")
-    for image in ("image.txt", "gone.txt", "out"):
+    for image in ("gone.txt", "out"):
         assert read_list(tmp_path / image) is None
+    (tmp_path / "latin.txt").write_bytes(b"a.png\n\xe9.png\n")
+    for shard in ([], ["--shard", "1/2"]):
+        result = predict(home, str(tmp_path / "latin.txt"), "--out", tmp_path / "none", *shard)
+        assert refusal(result).endswith("latin.txt:2: not UTF-8 text; save it as UTF-8")
+    assert refusal(predict(home, "gone.txt", "--shard", "1/2", "--out", tmp_path / "none")) == (
+        "gone.txt: no such file or folder"
+    )
+    assert not (tmp_path / "none").exists()
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(InputError, match=r"empty\.txt: lists no image"):
         read_list(tmp_path / "empty.txt")

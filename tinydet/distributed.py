@@ -116,9 +116,22 @@ class World(NamedTuple):
 ALONE = World()
 
 
+def launched() -> tuple[int, int]:
+    """Read this process's rank and the number of processes, which torchrun sets; 0 and 1 without it.
+
+    Raises:
+        InputError: they are no such numbers.
+    """
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise InputError(f"RANK {rank!r} of WORLD_SIZE {size!r}: no such process; start by torchrun, or unset both")
+    return int(rank), int(size)
+
+
 def processes_here() -> int:
     """Return the number of processes that torchrun started on this machine, 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return int(here) if here.isdecimal() and int(here) else 1
 
 
 def use_all_cores() -> None:
@@ -134,7 +147,7 @@ def launched_world() -> Iterator[World]:
     Raises:
         InputError: the other processes cannot be found.
     """
-    rank, size = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, size = launched()
     if size == 1:
         yield ALONE
         return

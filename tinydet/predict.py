@@ -26,17 +26,20 @@ from tinydet.files import (
 )
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
-from tinydet.reading import MAX_JSON, read_bytes, read_text
+from tinydet.reading import MAX_JSON, read_text
 
 FOLDERS = {"kitti": ".txt", "yolo": ".txt", "images": ".jpg"}  # suffix of an image's file in each folder of an output
 LINES = "predictions.jsonl"
 
 
-def find_images(paths: Iterable[PathLike]) -> Iterator[Path]:
-    """Find the image files of files, folders and globs, in order."""
+def find_images(paths: Iterable[PathLike], *, missing: bool = True) -> Iterator[Path]:
+    """Find the image files of files, folders and globs, in order; a file may be missing, or is an error."""
     for given in map(Path, paths):  # whose own methods raise where it is too long
-        matching = [given] if exists(given) else [*map(Path, sorted(glob(str(given), recursive=True)))] or [given]
-        found = [image for path in matching for image in (list_files(path, IMAGE_SUFFIXES) if isdir(path) else [path])]
+        matching = [given] if exists(given) else [*map(Path, sorted(glob(str(given), recursive=True)))]
+        if not (matching or missing):
+            raise InputError(f"{given}: no such file or folder")
+        every = matching or [given]
+        found = [image for path in every for image in (list_files(path, IMAGE_SUFFIXES) if isdir(path) else [path])]
         if not found:
             raise InputError(f"{given}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
         yield from found
@@ -48,7 +51,9 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
     stems: dict[str, Path] = {}
     for image in images:
         if (first := stems.setdefault(image.stem, image)) is not image:
-            raise InputError(f"{image}: its results would overwrite those of {first}; predict them separately")
+            twice = first == image
+            text = "listed twice" if twice else f"its results would overwrite those of {first}; predict them separately"
+            raise InputError(f"{image}: {text}")
     errors: list[InputError] = []
     readable = [image for image in images if try_call(errors.append, read_size, image)]
     if errors and not readable:
@@ -61,29 +66,28 @@ def collect_images(paths: Iterable[PathLike], *, on_error: OnError = raise_error
 def read_stdin(stream: IO[bytes], folder: PathLike) -> list[str]:
     """Read the paths that a stream lists, a line each; or save the image that it is, to a folder."""
     content, image = stream.read(), Path(folder) / "stdin"
-    if (listed := _parse_list(content, name="standard input")) is not None:
-        return listed
-    write_file(image, content)
+    try:
+        return _listed(content.decode("utf-8-sig"), name="standard input")
+    except UnicodeDecodeError:  # no image is valid UTF-8
+        write_file(image, content)
     if try_call(lambda _: None, read_image, image) is None:
         raise InputError("standard input: neither UTF-8 text that lists images nor a readable image")
     return [str(image)]
 
 
 def read_list(path: PathLike) -> list[str] | None:
-    """Read the paths that a .txt file lists, a line each; None where there is no such file, or it is not text."""
-    listing = Path(path).suffix.lower() == ".txt" and isfile(path)
-    return _parse_list(read_bytes(path, largest=MAX_JSON), name=path) if listing else None
-
-
-def _parse_list(content: bytes, *, name: PathLike) -> list[str] | None:
-    """Parse the paths that a text lists, a line each; None where it is not UTF-8, as no image is."""
-    try:
-        listed = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
+    """Read the paths that a .txt file lists, a line each; None where it is no such file."""
+    if Path(path).suffix.lower() != ".txt" or not isfile(path):
         return None
-    if not listed:
+    return _listed(read_text(path, largest=MAX_JSON), name=path)
+
+
+def _listed(text: str, *, name: PathLike) -> list[str]:
+    """List the lines of a text that are not blank."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
         raise InputError(f"{name}: lists no image")
-    return listed
+    return lines
 
 
 def newest_weights(runs: PathLike = "runs") -> Path | None:

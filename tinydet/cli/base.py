@@ -75,6 +75,11 @@ def echo(text: str, *, err: bool = False) -> None:
         raise InputError(f"standard {'error' if err else 'output'}: {error.strerror}") from None
 
 
+def first_process() -> bool:
+    """Say whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error of input or output as one line and exit with status 2, a diverged loss with 1; warn in a line."""
@@ -83,16 +88,15 @@ def one_line_errors() -> Iterator[None]:
             warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", err=True)
             yield
     except InputError as error:
-        rank = os.environ.get("RANK", "0")  # among the processes that torchrun started
-        if rank == "0" or not isinstance(error, SharedError):
-            where = "error" if rank == "0" else f"error: rank {rank}"
+        if first_process() or not isinstance(error, SharedError):
+            where = "error" if first_process() else f"error: rank {os.environ['RANK']}"
             echo("\n".join(f"{where}: {line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
     except OSError as error:  # of which no writer said what is left
         echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
         sys.exit(2)
     except (FloatingPointError, LostProcessError) as error:  # of all processes, for the first of them to print
-        if os.environ.get("RANK", "0") == "0":
+        if first_process():
             echo(f"stopped: {error}", err=True)
         sys.exit(1)
 
@@ -202,7 +206,8 @@ def setting_options(*names: str) -> Decorator:
             field, choices = FIELDS[name], FIELDS[name].metadata["choices"]
             plain = next(iter(typing.get_args(field.type)), field.type)
             kind = TYPES.get(name) or (Choice(choices) if choices else plain)
-            cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of each process of torchrun
+            here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # processes that torchrun started
+            cores = (os.cpu_count() or 2) // (int(here) if here.isdecimal() and int(here) else 1)
             default = max(1, min(4, cores // 2)) if name == "workers" else field.default
             shown = default not in (None, ()) and name != "workers"
             flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))

@@ -1,7 +1,6 @@
 """Commands that detect: evaluate, predict."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from tinydet.cli.base import (
     command,
     device_option,
     echo,
+    first_process,
     json_option,
     max_detections_option,
     on_terminal,
@@ -54,8 +54,10 @@ def view_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def torchrun_shard() -> str | None:
     """Return the shard of a process that torchrun started, by its environment; None for any other."""
-    rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-    return f"{int(rank) + 1}/{count}" if rank.isdecimal() and count not in ("", "1") else None
+    from tinydet.distributed import launched
+
+    rank, size = launched()
+    return f"{rank + 1}/{size}" if size > 1 else None
 
 
 def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
@@ -127,6 +129,8 @@ def evaluate(
         raise InputError(f"{data}: no such file or folder")
     single = data.suffix.lower() == ".json"  # of annotations, which result files are scored with as they are
     if predictions is not None:
+        if not first_process():
+            return
         needing = {"--weights": weights != "auto", "--report": report, "--model": model, "--class-map": class_map}
         needing |= {f"--{name}": options[name] for name in ("tta", "tiles")}
         needing["--split"] = split if single else None
@@ -253,10 +257,9 @@ def predict(
         if coco is not None:
             raise InputError("--coco does not go with --shard, which writes JSON lines alone")
         if "-" in images and by_torchrun:
-            raise InputError(
-                "standard input is one for all processes of torchrun; give a .txt file that lists the images"
-            )
-        every = [path for one in images for path in listed(one) or map(str, find_images([one]))]
+            text = "standard input is one for all processes of torchrun; give a .txt file that lists the images"
+            raise InputError(text)
+        every = [path for one in images for path in listed(one) or map(str, find_images([one], missing=False))]
         part = take_shard(every, *shard, batch_size=settings["batch_size"])
         del every  # millions
     else:

@@ -30,11 +30,11 @@ from tinydet.training.settings import TrainSettings
 from tinydet.training.start import training_batches
 
 
-def launcher() -> list[str]:
+def launcher(world: World) -> list[str]:
     """Return the words that start tinydet as this process was: by torchrun, on one machine or several, or by itself."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if world.size == 1:
         return ["tinydet"]
-    nodes = int(os.environ["WORLD_SIZE"]) // processes_here()
+    nodes = world.size // processes_here()
     machines = [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:PORT"] if nodes > 1 else []
     return ["torchrun", *machines, f"--nproc-per-node={processes_here()}", "-m", "tinydet"]
 
@@ -47,11 +47,11 @@ def run_training(
     resume: str | None,
     fixed: Sequence[str],
     device: str,
-    again: str,
+    kept: Sequence[str],
     weights_report: bool,
 ) -> int:
     """Train as one of some processes, the first of which shows the run; return the exit status."""
-    first, caught = world.rank == 0, list[int]()
+    first, caught, parent = world.rank == 0, list[int](), os.getppid()
     with world.together():
         world.agree(lambda: {"out": str(out), "resume": resume})
         if out is not None and (resume == "yes" or (resume and world.first(bool(run_files(out))))):
@@ -64,9 +64,9 @@ def run_training(
         out,
         resume=bool(resume),
         device=device,
-        command=shlex.join([*launcher(), *sys.argv[1:]]),
+        command=shlex.join([*launcher(world), *sys.argv[1:]]),
         progress=first and on_terminal(),
-        stop=lambda: bool(caught),
+        stop=lambda: bool(caught) or (world.size > 1 and os.getppid() != parent),  # torchrun was killed
         world=world,
     )
     started = next(events)
@@ -75,7 +75,7 @@ def run_training(
         echo("\n".join(weights_lines(started.run.report)))
     if first:
         echo(run_header(started))
-    again = f"{again} {shlex.join(['--out', str(started.out), '--resume'])}"
+    again = shlex.join([*launcher(world), "train", settings.data, *kept, "--out", str(started.out), "--resume"])
     try:
         with first_signal(caught, world):
             last = show_run(started, events) if first else next(iter(deque(events, maxlen=1)), None)

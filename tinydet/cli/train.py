@@ -1,7 +1,6 @@
 """Commands of training: train, check, runs, compare."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tinydet.cli.base import (
     counting,
     device_option,
     echo,
+    first_process,
     json_option,
     option,
     setting_options,
@@ -72,7 +72,7 @@ def train(
       torchrun --nproc-per-node=4 -m tinydet train kitti/
       tinydet train --replay runs/d0-1/failed-step.pt
     """
-    from tinydet.cli.run import launcher, run_training
+    from tinydet.cli.run import run_training
     from tinydet.cli.text import replay_lines
     from tinydet.data.transforms import read_transforms
     from tinydet.distributed import launched_world
@@ -84,12 +84,13 @@ def train(
         if others := typed - {"failed", "device"}:
             flags = [param.opts[0] for param in ctx.command.params if param.name in others]
             raise InputError(f"--replay takes everything from its file; leave out {', '.join(flags)}")
-        echo(replay_lines(replay(failed, device=device)))
+        if first_process():
+            echo(replay_lines(replay(failed, device=device)))
         return
     if data is None:
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
-    fixed = [{"no_ema": "ema_decay"}.get(name, name) for name in typed & {*options, "no_ema"}]
-    again = shlex.join([*launcher(), "train", str(data), *(["--device", device] if "device" in typed else [])])
+    fixed = [name for name in options if name in typed] + ["ema_decay"] * ("no_ema" in typed)
+    kept = ["--device", device] if "device" in typed else []
     with launched_world() as world:
         with world.together():
             if {"epochs", "minutes"} <= typed:
@@ -102,7 +103,7 @@ def train(
                 options["augment"] = read_transforms(options["augment"])
             settings = TrainSettings(data=str(data), **options)
         how: dict[str, Any] = {"resume": resume, "fixed": fixed, "device": device, "weights_report": weights_report}
-        status = run_training(settings, out, world, again=again, **how)
+        status = run_training(settings, out, world, kept=kept, **how)
     ctx.exit(status)
 
 
