@@ -32,7 +32,7 @@ def test_shares_are_those_of_tensor_split(count: int, size: int) -> None:
 
 def test_one_process_alone_gets_back_what_it_gives() -> None:
     x = torch.rand(3)
-    assert ALONE.total(x) is x
+    assert ALONE.all_reduce(x) is x
     assert ALONE.gather(x)[0] is x
     assert ALONE.sum(tensors := {"x": x}) is tensors
     assert ALONE.exchange({"a": (1,)}) == [{"a": (1,)}]
@@ -45,7 +45,7 @@ def test_a_sum_is_one_flat_all_reduce() -> None:
     calls = []
 
     class Counting(ThreadWorld):
-        def total(self, x: Tensor) -> Tensor:
+        def all_reduce(self, x: Tensor) -> Tensor:
             calls.append(x.shape)
             return x * 2
 
@@ -113,8 +113,8 @@ def double_step(world: World, state: State, batch: Batch, *, synced: bool) -> An
     """Make a step in float64, of a model of its own, as threads need."""
     frozen = frozenset[str]() if synced else frozen_norms()
     how: Any = {"lr": 1e-2, "anchors": ANCHORS, "optimizer": SGD_PLAIN, "clip": 1e9, "frozen": frozen}
-    total = world.total if synced and world.size > 1 else None
-    return train_step(state, batch, model=Double(CONFIG).to("meta"), reduce=world.sum, total=total, **how)
+    all_reduce = world.all_reduce if synced and world.size > 1 else None
+    return train_step(state, batch, model=Double(CONFIG).to("meta"), reduce=world.sum, all_reduce=all_reduce, **how)
 
 
 @pytest.mark.parametrize("size", [2, 6])  # of five images, so that one process may have none
@@ -176,7 +176,7 @@ def test_a_synchronised_batch_norm_is_torchs_of_all_images(rows: tuple[int, ...]
     def work(world: World) -> tuple[Tensor, ...]:
         one, part = norm(), slice(None)
         if world.size > 1:
-            one.total, part = world.total, slice(sum(rows[: world.rank]), sum(rows[: world.rank + 1]))
+            one.all_reduce, part = world.all_reduce, slice(sum(rows[: world.rank]), sum(rows[: world.rank + 1]))
         given = x[part].clone().requires_grad_()
         out = one(given)
         grads = torch.autograd.grad(out, [given, one.weight, one.bias], grad[part])

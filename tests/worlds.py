@@ -26,7 +26,7 @@ class ThreadWorld(World):
         self.barrier.wait(60)
         return found
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         return x.copy_(sum(self.meet(x.clone())))
 
     def gather(self, rows: Tensor) -> list[Tensor]:

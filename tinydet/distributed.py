@@ -37,7 +37,7 @@ class World(NamedTuple):
         first = self.rank * length + min(self.rank, longer)
         return rows[first : first + length + (self.rank < longer)]
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Sum a tensor over the processes; it is overwritten."""
         if self.size > 1:
             import torch.distributed as dist
@@ -47,13 +47,13 @@ class World(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag))))
+        return flag if self.size == 1 else bool(self.all_reduce(torch.tensor(float(flag))))
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors of one type over the processes, in one flat all-reduce."""
         if self.size == 1:
             return tensors
-        flat = self.total(torch.cat([x.flatten() for x in tensors.values()]))
+        flat = self.all_reduce(torch.cat([x.flatten() for x in tensors.values()]))
         parts = flat.split([x.numel() for x in tensors.values()])
         return {name: part.view_as(x) for (name, x), part in zip(tensors.items(), parts, strict=True)}
 

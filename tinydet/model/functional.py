@@ -34,7 +34,7 @@ def apply(
     train: bool = False,
     momentum: float = 0.01,
     frozen: Collection[str] = (),
-    total: Callable[[Tensor], Tensor] | None = None,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Any, Params]:
     """Apply a model with these weights to its inputs: images float[B 3 H W], normalised, and maybe draws.
 
@@ -45,7 +45,7 @@ def apply(
         train: use the batch's statistics and stochastic depth.
         momentum: weight of the batch's statistics in the running ones, if `train`.
         frozen: names of modules that stay in evaluation even so, without their submodules.
-        total: sums a tensor over the processes whose batches are one to the batch norms.
+        all_reduce: sums a tensor over the processes whose batches are one to the batch norms.
 
     Returns:
         What the model returns, and the buffers after it: updated copies if `train`, else `buffers` itself.
@@ -55,7 +55,7 @@ def apply(
     if train:
         for module in model.modules():
             if isinstance(module, BatchNorm):
-                module.momentum, module.total = momentum, total
+                module.momentum, module.all_reduce = momentum, all_reduce
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # functional_call updates them in place
     for name in frozen:
         model.get_submodule(name).training = False

@@ -67,12 +67,12 @@ class BatchNorm(nn.Module):
     """Batch normalisation without a counter of batches; `momentum` is a batch's weight in the running statistics.
 
     In training it updates its buffers in place; `tinydet.model.functional.apply` gives it copies and returns them, and
-    `total`, where the statistics are those of the images of several processes: it sums a tensor over them.
+    `all_reduce`, where the statistics are those of the images of several processes: it sums a tensor over them.
     """
 
     running_mean: Tensor
     running_var: Tensor
-    total: Callable[[Tensor], Tensor] | None = None
+    all_reduce: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, num_channels: int, *, eps: float = 1e-3, momentum: float = 0.01) -> None:
         super().__init__()
@@ -85,9 +85,9 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float[B C H W] -> the same."""
         running = self.running_mean, self.running_var
-        if not self.training or self.total is None:
+        if not self.training or self.all_reduce is None:
             return F.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
-        return _SyncedBatchNorm.apply(x, *running, self.weight, self.bias, self.momentum, self.eps, self.total)
+        return _SyncedBatchNorm.apply(x, *running, self.weight, self.bias, self.momentum, self.eps, self.all_reduce)
 
 
 class _SyncedBatchNorm(torch.autograd.Function):
@@ -103,16 +103,17 @@ class _SyncedBatchNorm(torch.autograd.Function):
         bias: Tensor,
         momentum: float,
         eps: float,
-        total: Callable[[Tensor], Tensor],
+        all_reduce: Callable[[Tensor], Tensor],
     ) -> Tensor:
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
         mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
         if len(x):  # the running ones are given for their type; it would write into them
             mean, var = torch.batch_norm_update_stats(x, mean, var, 0.0)
         mean, var = mean.double(), var.double()
-        sums = total(torch.cat([count * mean, count * (var + mean * mean), count]))  # exact, for they are in float64
+        # Exact in one sum, for the moments are in float64.
+        sums = all_reduce(torch.cat([count * mean, count * (var + mean * mean), count]))
         mean, square = sums[:-1].view(2, -1) / sums[-1]
-        ctx.count, ctx.eps, ctx.total = sums[-1], eps, total
+        ctx.count, ctx.eps, ctx.all_reduce = sums[-1], eps, all_reduce
         var = (square - mean * mean).clamp(min=0)
         running_mean.lerp_(mean.to(running_mean), momentum)
         running_var.lerp_((var * ctx.count / (ctx.count - 1)).to(running_var), momentum)
@@ -128,7 +129,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
             given, every = (grad, x, weight, mean, var, None, None, False, ctx.eps), [True, True, True]
             x_grad, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(*given, every)
         # What is left is the gradient through the statistics: of the variance, in proportion to x, and of the mean.
-        of_var, of_mean = ctx.total(torch.stack([weight_grad, bias_grad]))
+        of_var, of_mean = ctx.all_reduce(torch.stack([weight_grad, bias_grad]))
         deviation = (var + ctx.eps).rsqrt()
         scale = weight * deviation / ctx.count.to(weight)
         slope = -scale * deviation * of_var

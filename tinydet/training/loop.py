@@ -220,7 +220,8 @@ def run_epochs(
     except RuntimeError as error:
         died = dead_worker(error, train_loader, val_loader)
         stopped = isinstance(error, (StopTraining, LostProcessError)) or (died is not None and stop())
-        short = world.size > 1 and out_of_memory(error)  # and the others are in the middle of the step
+        # The others are in the middle of the step, which cannot be made smaller now.
+        short = world.size > 1 and micro_size > 1 and out_of_memory(error)
         if not (stopped or short):  # a signal may have ended the workers too
             raise died or error from None
         training |= {"micro_size": micro_size, "elapsed": clock(), "epoch": sums._asdict()}

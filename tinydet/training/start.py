@@ -186,7 +186,7 @@ def start_run(
     sync_bn = settings.sync_bn == "on" or (settings.sync_bn == "auto" and at_once < SMALL_BATCH)
     sync_bn = sync_bn and world.size > 1 and bool(trained_norms(config, frozen=frozen))
     if world.size > 1:
-        step = partial(step, reduce=world.sum, total=world.total if sync_bn else None)
+        step = partial(step, reduce=world.sum, all_reduce=world.all_reduce if sync_bn else None)
     fixed = (training["weights"], report, frozen, budget, step, device, precision, world, sync_bn)
     run = Run(settings, config, crop, train_set, val_set, *fixed)
     check_batch_norms(config, crop, frozen=frozen, images=run.fewest_images(training["micro_size"]))

@@ -51,7 +51,7 @@ def train_step(
     precision: torch.dtype = torch.float32,
     seed: int = 0,
     reduce: Callable[[Params], Params] = identity,
-    total: Callable[[Tensor], Tensor] | None = None,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[State, StepMetrics]:
     """Compute a batch's gradient and update parameters, batch-norm statistics and averages.
 
@@ -72,7 +72,7 @@ def train_step(
         seed: decides stochastic depth, with the step's number and the names of the images.
         reduce: sums a dict of tensors over the processes that share a batch, each of which has some of its images;
             identity for one. Losses and gradients are those of the whole batch.
-        total: sums a tensor over them, for batch norms that see the images of all; each sees its own when None.
+        all_reduce: sums a tensor over them, for batch norms that see the images of all; each sees its own when None.
 
     Returns:
         The state after the step, and measurements made before its update. With float16, a step whose scaled gradient
@@ -99,7 +99,7 @@ def train_step(
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
             momentum = max(NORM_MOMENTUM, 1 - ramp)
             outputs, buffers = apply(
-                model, *weights, pixels, draws, train=True, momentum=momentum, frozen=frozen, total=total
+                model, *weights, pixels, draws, train=True, momentum=momentum, frozen=frozen, all_reduce=all_reduce
             )
         losses = detection_loss(
             outputs.logits, outputs.deltas, labels, deltas, positives=positives.sum(), focal_sum=focal_loss_sum
@@ -108,12 +108,12 @@ def train_step(
 
     learning = trainable(state.params, frozen)
     # Batch norms of several processes meet in each part, where some may have no image.
-    parts = micro_batches if total else max(1, min(micro_batches, len(batch.images)))
+    parts = micro_batches if all_reduce else max(1, min(micro_batches, len(batch.images)))
     draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step).to(batch.images.device)
     examples = (batch.images, targets.labels, targets.deltas, draws)
     terms, buffers, grads = accumulate(value_and_grad(loss, has_aux=True), parts)(learning, state.buffers, *examples)
     # Statistics that are not those of all processes yet.
-    own = {} if total or reduce is identity else trainable(buffers, frozen)
+    own = {} if all_reduce or reduce is identity else trainable(buffers, frozen)
     statistics = {name: share * buffer for name, buffer in own.items()}
     summed = reduce({**terms, **grads, **statistics})
     losses, grads = Losses(*(summed[name] for name in Losses._fields)), {name: summed[name] for name in grads}
