@@ -358,6 +358,22 @@ def test_torchrun_gives_each_process_its_shard(
     assert (tmp_path / "alone/coco.json").is_file()
 
 
+def test_an_output_that_is_not_finite_is_said_by_its_process(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other process of torchrun knows of it."""
+
+    def predict_nothing(*_: Any, **__: Any) -> Iterator[Any]:
+        raise FloatingPointError("image a.png: the network's output is not finite")
+
+    monkeypatch.setattr(Detector, "predict", predict_nothing)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = predict(home, "--out", tmp_path / "out")
+    said = "stopped: rank 1: image a.png: the network's output is not finite\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+
+
 def test_unread_images_are_named_and_end_with_status_1_but_under_torchrun(
     paths: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,22 +82,25 @@ def first_process() -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error of input or output as one line and exit with status 2, a diverged loss with 1; warn in a line."""
+    """Print an error of input or output as one line and exit with status 2, a diverged loss with 1; warn in a line.
+
+    What all of several processes raise, the first of them prints.
+    """
+    rank = "" if first_process() else f"rank {os.environ['RANK']}: "
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", err=True)
             yield
     except InputError as error:
         if first_process() or not isinstance(error, SharedError):
-            where = "error" if first_process() else f"error: rank {os.environ['RANK']}"
-            echo("\n".join(f"{where}: {line}" for line in str(error).split("\n")), err=True)
+            echo("\n".join(f"error: {rank}{line}" for line in str(error).split("\n")), err=True)
         sys.exit(2)
     except OSError as error:  # of which no writer said what is left
         echo(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", err=True)
         sys.exit(2)
-    except (FloatingPointError, LostProcessError) as error:  # of all processes, for the first of them to print
-        if first_process():
-            echo(f"stopped: {error}", err=True)
+    except (FloatingPointError, LostProcessError) as error:
+        if first_process() or not isinstance(error, LostProcessError):
+            echo(f"stopped: {rank}{error}", err=True)
         sys.exit(1)
 
 

@@ -118,7 +118,6 @@ def first_signal(caught: list[int], world: World) -> Iterator[None]:
 
 def show_run(started: Started, events: Iterator[Event]) -> Event | None:
     """Print the events of a run, save its images, curves and logs; return the last event, if there is one."""
-
     run, folder, history = started.run, started.out, started.history
     epoch, epoch_steps = started.step // run.budget.epoch_steps, run.budget.epoch_steps
     writer = open_tensorboard(folder, step=started.step)

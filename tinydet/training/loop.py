@@ -15,7 +15,7 @@ import torch
 from tinydet.data.loader import Batch, dead_worker, val_batches
 from tinydet.data.transforms import transforms_to_dict
 from tinydet.distributed import ALONE, World
-from tinydet.errors import InputError, LostProcessError
+from tinydet.errors import InputError, LostProcessError, SharedError
 from tinydet.evaluation import Scores, Validation, evaluate, validate
 from tinydet.files import check_writable
 from tinydet.model.postprocess import Detections
@@ -217,6 +217,8 @@ def run_epochs(
             if settings.overfit is None:
                 yield from map(Message, diagnose(history, settings))
             spent = spend(run, history, state.step, elapsed=clock())
+    except FloatingPointError as error:  # of all processes
+        raise (SharedError(str(error)) if world.rank else error) from None
     except RuntimeError as error:
         died = dead_worker(error, train_loader, val_loader)
         stopped = isinstance(error, (StopTraining, LostProcessError)) or (died is not None and stop())
