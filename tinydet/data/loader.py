@@ -77,6 +77,11 @@ def resolve_crop(image_size: tuple[int, int]) -> tuple[int, int]:
     return (min(height, 256), min(width // 2, 448)) if width > 2 * height else (height, width)
 
 
+def count_batches(count: int, batch_size: int) -> int:
+    """Count the batches of an epoch: the fewest that hold all its images, at most `batch_size` each."""
+    return -(-count // batch_size)
+
+
 def train_batches(
     dataset: Dataset[Any],
     config: InputConfig,
@@ -157,10 +162,10 @@ class _Shuffled:
     world: World
 
     def __len__(self) -> int:
-        return len(self.epochs) * -(-self.count // self.batch_size) - self.skip
+        return len(self.epochs) * count_batches(self.count, self.batch_size) - self.skip
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = -(-self.count // self.batch_size)
+        batches = count_batches(self.count, self.batch_size)
         for epoch in self.epochs:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
             for i in range(self.skip if epoch == self.epochs.start else 0, batches):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tinydet.data.dataset import DetectionDataset
-from tinydet.data.loader import train_batches
+from tinydet.data.loader import count_batches, train_batches
 from tinydet.data.open import open_dataset
 from tinydet.data.transforms import own_transforms
 from tinydet.distributed import ALONE, World
@@ -176,7 +176,7 @@ def start_run(
             + (f" in {settings.processes} processes" if settings.processes > 1 else "")
         )
     budget = Budget(
-        epoch_steps=-(-len(train_set) // settings.step_size),
+        epoch_steps=count_batches(len(train_set), settings.step_size),
         epochs=settings.epochs,
         seconds=None if settings.minutes is None else 60 * settings.minutes,
         warmup_epochs=settings.warmup_epochs,
