@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tinydet.detector
+import tinydet.engines
 from tests.checkpoints import weights_of
 from tinydet.detector import Detector, as_image, load
 from tinydet.errors import InputError
@@ -241,7 +241,7 @@ def test_batches_are_no_larger_than_asked_for(
         sizes.append(len(batch))
         return normalize(batch, *args, **settings)
 
-    monkeypatch.setattr(tinydet.detector, "normalize", watched)
+    monkeypatch.setattr(tinydet.engines, "normalize", watched)
     large = np.tile(image, (2, 2, 1))
     how: dict[str, Any] = {"tiles": (50, 90), "overlap": 0.0, "tta": True}
     assert len([*detector.predict([large, large], batch_size=4, **how)]) == 2

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tinydet.detector
+import tinydet.engines
 from tests.checkpoints import weights_of
 from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tests.random_detections import found
@@ -118,7 +118,7 @@ def test_a_compiled_network_sees_batches_of_one_size(
 
         return watched
 
-    monkeypatch.setattr(tinydet.detector, "inference_fn", uncompiled)
+    monkeypatch.setattr(tinydet.engines, "inference_fn", uncompiled)
     detector = Detector(weights, compile=True)
     predictions = list(detector.predict(paths, batch_size=2, score_threshold=0.01))
     assert (asked, sizes) == ([True], [2, 2, 2])

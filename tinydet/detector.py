@@ -12,18 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tinydet.data.images import image_to_rgb, letterbox, read_image, to_example
-from tinydet.data.loader import Batch, collate
+from tinydet.data.images import image_to_rgb, read_image
+from tinydet.engines import OnnxEngine, make_engine
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
-from tinydet.model.fold import inference_fn
-from tinydet.model.functional import Variables
-from tinydet.model.postprocess import METHODS, Detections, detect, model_anchors, normalize
+from tinydet.model.postprocess import METHODS, Detections
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 from tinydet.views import View, fuse, plan_views, restore
 from tinydet.weights.formats import Weights
-from tinydet.weights.load import load_detector, select_classes
+from tinydet.weights.load import Loaded, load_any, select_classes
+from tinydet.weights.onnx_file import OnnxFile
 
 ImageLike = PathLike | Image.Image | np.ndarray | Tensor
 CALL_BATCH = 8  # images in a batch of a call
@@ -44,7 +43,7 @@ def load(
         InputError: there is no such file, or it holds no whole detector, or their classes differ.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else source
-    return Detector([load_detector(one, model=model, device=device) for one in sources], compile=compile)
+    return Detector([load_any(one, model=model, device=device) for one in sources], compile=compile)
 
 
 class Detector:
@@ -54,16 +53,11 @@ class Detector:
     the config and the size of automatic tiles are those of the first.
     """
 
-    def __init__(self, weights: Weights | Sequence[Weights], *, compile: bool = False) -> None:
-        given = [weights] if isinstance(weights, Weights) else _same_classes(weights)
+    def __init__(self, weights: Loaded | Sequence[Loaded], *, compile: bool = False) -> None:
+        given = [weights] if isinstance(weights, (Weights, OnnxFile)) else _same_classes(weights)
         self.config, self.classes = given[0].config, given[0].config.classes
         self.source = " and ".join(one.source for one in given)
-        self.compiled = compile  # anew for every batch size
-        self._device = next(iter(given[0].params.values())).device
-        self._networks = [
-            (one.config, inference_fn(Variables(one.params, one.buffers), config=one.config, compile=compile))
-            for one in given
-        ]
+        self.engines = [make_engine(one, compile=compile) for one in given]
 
     @overload
     def __call__(self, images: PathLike | Image.Image, **settings: Any) -> Prediction: ...
@@ -86,7 +80,7 @@ class Detector:
         batch_size: int = 1,
         score_threshold: float = 0.3,
         max_detections: int = 100,
-        method: str = "soft",
+        method: str | None = None,
         classes: str | int | Sequence[str | int] | None = None,
         tta: bool = False,
         tiles: tuple[int, int] | str | None = None,
@@ -98,7 +92,7 @@ class Detector:
         Args:
             images: paths, PIL images, arrays uint8[H W 3] or tensors uint8[3 H W], RGB; any iterable, such as a batch.
             batch_size: images that are read, and images or views of them that a network is given, at once.
-            method: "soft" or "hard" NMS.
+            method: "soft" or "hard" NMS; None: soft, or what a file was exported with.
             classes: names, in any case, or labels of the classes to detect; all where None.
             tta: test-time augmentation: detect in mirrored and larger views too, and fuse the boxes of all.
             tiles: (height, width) in pixels of tiles in which to detect too, for small objects in large images; "auto"
@@ -117,17 +111,20 @@ class Detector:
             raise InputError(f"max_detections must be positive, got {max_detections}")
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold must be in [0, 1], got {score_threshold}")
-        if method not in METHODS:
+        if method not in (None, *METHODS):
             raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         if not 0 <= overlap <= 0.9:
             raise InputError(f"overlap must be in [0, 0.9], got {overlap}")
+        for engine in self.engines:
+            if isinstance(engine, OnnxEngine):
+                engine.check(method=method, score_threshold=score_threshold, tta=tta)
         tile: Any = self.config.image_size if isinstance(tiles, str) and tiles == "auto" else tiles
         sides = tile if isinstance(tile, (tuple, list)) and len(tile) == 2 else (0, 0)
         if tile is not None and not all(isinstance(side, int) and side > 0 for side in sides):
             raise InputError(f'tiles must be (height, width) in pixels or "auto", got {tiles!r}')
         labels = None if classes is None else torch.tensor(self.labels(classes))
         limits: Any = {"score_threshold": score_threshold, "max_detections": max_detections}
-        plan = {"networks": len(self._networks), "tta": tta, "tile": tile, "overlap": overlap, "batch_size": batch_size}
+        plan = {"networks": len(self.engines), "tta": tta, "tile": tile, "overlap": overlap, "batch_size": batch_size}
         one = isinstance(images, (str, os.PathLike, Image.Image))
         numbered: Iterator[tuple[int, Any]] = enumerate([images] if one else images, start=1)
 
@@ -135,9 +132,10 @@ class Detector:
             groups = iter(lambda: [*islice(numbered, batch_size)], [])
             for files, batches, errors in prefetch(partial(self._read, plan=plan), groups, depth=1):
                 found: list[list[tuple[View, Detections]]] = [[] for _ in files]
-                for views, batch in batches:
-                    for view, one in self._detect(views, batch, labels, method=method, **limits):
-                        found[view.image].append((view, one))
+                for views, prepared in batches:
+                    engine = self.engines[views[0].network]
+                    for view, one in zip(views, engine.detect(prepared, labels, method=method, **limits), strict=False):
+                        found[view.image].append((view, restore(one, view)))
                 for (path, image), each in zip(files, found, strict=True):
                     yield Prediction(path, image, self.classes, *fuse(each, **limits))
                 for error in errors:
@@ -160,48 +158,28 @@ class Detector:
 
     def _read(
         self, group: Sequence[tuple[int, ImageLike]], *, plan: dict[str, Any]
-    ) -> tuple[list[tuple[Path, np.ndarray]], Iterator[tuple[list[View], Batch]], list[InputError]]:
-        """Read numbered images, and letterbox their views: the first batch at once, each of the others ahead."""
+    ) -> tuple[list[tuple[Path, np.ndarray]], Iterator[tuple[list[View], Any]], list[InputError]]:
+        """Read numbered images, and prepare their views: the first batch at once, each of the others ahead."""
         errors, files = list[InputError](), list[tuple[Path, np.ndarray]]()
         for number, image in group:
             path = Path(image) if isinstance(image, (str, os.PathLike)) else Path(f"image-{number}")
             if (array := try_call(errors.append, as_image, image, name=path.name)) is not None:
                 files.append((path, array))
         views = plan_views([image.shape[:2] for _, image in files], **plan)
-        batches = prefetch(partial(self._letterbox, files, fill=plan["batch_size"]), views, depth=1)
+        batches = prefetch(partial(self._prepare, files, fill=plan["batch_size"]), views, depth=1)
         return files, chain([*islice(batches, 1)], batches), errors
 
-    def _letterbox(
+    def _prepare(
         self, files: Sequence[tuple[Path, np.ndarray]], views: list[View], *, fill: int
-    ) -> tuple[list[View], Batch]:
-        """Letterbox views of one network and scale to a batch, which is filled up if the network is compiled."""
-        config, _ = self._networks[views[0].network]
-        size = round(views[0].scale * config.image_size[0]), round(views[0].scale * config.image_size[1])
-        examples = []
+    ) -> tuple[list[View], Any]:
+        """Prepare views of one network and scale for its engine."""
+        crops, names = [], []
         for view in views:
             (path, image), (x1, y1, x2, y2) = files[view.image], view.crop
-            crop = image[y1:y2, x1:x2]
-            example = to_example((crop[:, ::-1] if view.mirrored else crop, [], []), str(path))
-            examples.append(letterbox(example, size, pad_value=config.pad_value))
-        if self.compiled:
-            examples += examples[-1:] * (fill - len(examples))
-        return views, collate(examples)
-
-    @torch.inference_mode()
-    def _detect(
-        self, views: list[View], batch: Batch, labels: Tensor | None, **settings: Any
-    ) -> list[tuple[View, Detections]]:
-        """Detect objects of these labels in a batch of views, in the pixels of each view's image, on the CPU."""
-        (config, infer), batch = self._networks[views[0].network], batch.to(self._device)
-        outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
-        if labels is not None:
-            outputs = outputs._replace(logits=outputs.logits[..., labels])
-        anchors = model_anchors(config, (batch.images.shape[2], batch.images.shape[3]), device=self._device)
-        frame: Any = {"sizes": batch.sizes, "scales": batch.scales, "names": batch.names}
-        found = [one.cpu() for one in detect(outputs, anchors, **frame, **settings)]
-        if labels is not None:
-            found = [one._replace(labels=labels[one.labels]) for one in found]
-        return [(view, restore(one, view)) for view, one in zip(views, found, strict=False)]
+            crops.append(image[y1:y2, x1:x2][:, ::-1] if view.mirrored else image[y1:y2, x1:x2])
+            names.append(str(path))
+        engine = self.engines[views[0].network]
+        return views, engine.prepare(crops, names=names, scale=views[0].scale, fill=fill)
 
 
 def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:
@@ -224,7 +202,7 @@ def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:
     raise InputError(f"{name} must be {forms}; got {got}")
 
 
-def _same_classes(weights: Sequence[Weights]) -> list[Weights]:
+def _same_classes(weights: Sequence[Loaded]) -> list[Loaded]:
     """Put the classes of each of several weights into the order of the first; raise InputError where they differ."""
     if not weights:
         raise InputError("a detector needs weights; there are none")

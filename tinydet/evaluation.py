@@ -20,13 +20,13 @@ from tinydet.metrics.coco import IOUS, STATS, CocoResult, CocoTruth, coco_scores
 from tinydet.metrics.kitti import DIFFICULTIES, KittiResult, KittiTruth, kitti_ap, kitti_curves
 from tinydet.model.config import COCO_CLASSES, ModelConfig
 from tinydet.model.fold import inference_fn
-from tinydet.model.functional import Params, Variables, digest
+from tinydet.model.functional import Params, Variables
 from tinydet.model.postprocess import Detections, detect, model_anchors, normalize
 from tinydet.ops.boxes import xyxy_to_xywh
 from tinydet.ops.kernels import assign_batch
 from tinydet.ops.losses import Losses, check_labels, detection_loss
-from tinydet.weights.formats import Weights
-from tinydet.weights.load import select_classes
+from tinydet.weights.load import Loaded, select_classes
+from tinydet.weights.onnx_file import OnnxFile
 
 
 class Validation(NamedTuple):
@@ -214,7 +214,7 @@ def _kitti_frames(dataset: KittiDataset, found: Sequence[Detections]) -> tuple[l
 
 def evaluate_detector(
     data: PathLike,
-    weights: Sequence[Weights],
+    weights: Sequence[Loaded],
     *,
     split: str,
     batch_size: int,
@@ -234,14 +234,14 @@ def evaluate_detector(
         dataset = open_dataset(data, split, classes=classes)
         weights = [select_classes(one, dataset.classes, class_map=class_map) for one in weights]
         world.agree(lambda: {"images": len(dataset), "checksums of names, sizes and boxes": dataset.digest()})
-        world.agree(lambda: {"weights": [digest(one.params, one.buffers) for one in weights]})
-    if len(weights) > 1 or views.get("tta") or views.get("tiles"):
+        world.agree(lambda: {"weights": [one.digest() for one in weights]})
+    one, *others = weights
+    if isinstance(one, OnnxFile) or others or views.get("tta") or views.get("tiles"):
         images = (dataset[i].image for i in world.share(range(len(dataset))))
         found = Detector(weights).predict(images, batch_size=batch_size, score_threshold=0.01, **views)
-        return dataset, gather_detections([one.detections for one in found], world)
-    (params, buffers), config = weights[0][1:3], weights[0].config
-    loader = val_batches(dataset, config, batch_size=batch_size, workers=1, world=world)
+        return dataset, gather_detections([each.detections for each in found], world)
+    loader = val_batches(dataset, one.config, batch_size=batch_size, workers=1, world=world)
     try:
-        return dataset, validate((params, buffers), loader, config=config, world=world).detections
+        return dataset, validate((one.params, one.buffers), loader, config=one.config, world=world).detections
     except RuntimeError as error:
         raise dead_worker(error, loader) or error from None

@@ -11,19 +11,30 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
-from tinydet.data.images import letterbox_scale, read_image
+from tinydet.data.images import read_image
 from tinydet.errors import InputError, nearest
 from tinydet.files import PathLike, atomic_write, output_errors, write_file
 from tinydet.model.fold import fold_batch_norm, folded_model
 from tinydet.model.functional import Variables
-from tinydet.model.postprocess import Detections, detect_padded, model_anchors, normalize
+from tinydet.model.postprocess import BOX_VOTING_IOU, Detections, detect_padded, model_anchors, normalize
 from tinydet.weights.formats import Weights
+from tinydet.weights.onnx_file import load_onnx, write_metadata
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}  # suffix of the files of each
 OPSET = 18  # the first in which an image can be shrunk with a filter
-CANDIDATES = 1000  # pairs of anchor and class that enter suppression
+# Of `detect_padded`, in the file's metadata; fewer candidates than in PyTorch, for suppression compares each with each.
+SETTINGS: dict[str, Any] = {
+    "score_threshold": 0.01,
+    "candidates": 1000,
+    "max_detections": 100,
+    "method": "soft",
+    "iou_threshold": 0.5,
+    "box_voting_iou": BOX_VOTING_IOU,
+}
+LARGEST = 1 << 16  # side of an image
 BATCH = 2  # of the example that is traced: with one, the size of a batch would be taken for a constant
 ANY_SIZE = 2**30  # bytes: constants are folded however large they are
 TOLERANCE = 1e-3  # by which scores of the file may differ from those of the detector
@@ -37,34 +48,30 @@ class Difference(NamedTuple):
     objects: int  # that were compared
 
 
-def sample_image(path: PathLike | None, size: tuple[int, int] | None) -> np.ndarray:
-    """Read an image to test an exported detector on, or else make smooth noise; scaled to (height, width), if given."""
-    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8) if path is None else read_image(path)
-    if size is None or image.shape[:2] == size:
-        return image
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def sample_image(path: PathLike | None, size: tuple[int, int]) -> np.ndarray:
+    """Read an image to test an exported detector on, or else make smooth noise of (height, width)."""
+    if path is not None:
+        return read_image(path)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    return np.array(Image.fromarray(noise).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 class Pipeline(nn.Module):
-    """The detector from images of one size (height, width) to objects; the settings are those of `detect_padded`."""
+    """The detector from images of any size to objects; the settings are those of `detect_padded`."""
 
     anchors: Tensor  # float32[A 4]
-    rows: Tensor  # float32[h H]
-    columns: Tensor  # float32[W w]
+    pad_value: Tensor  # float32[3 1 1]
 
-    def __init__(self, weights: Weights, size: tuple[int, int], **settings: Any) -> None:
+    def __init__(self, weights: Weights, **settings: Any) -> None:
         super().__init__()
-        self.config, self.size, self.scale = weights.config, size, letterbox_scale(size, weights.config.image_size)
-        self.settings = {"score_threshold": 0.3, "candidates": CANDIDATES, "fixed_shape": True, **settings}
+        self.config, self.suppression = weights.config, {**SETTINGS, **settings}
         self.network = folded_model(self.config)
         folded = fold_batch_norm(Variables(weights.params, weights.buffers), self.config)
         # Training leaves kernels in an order of memory that torch.export.save takes for a part of something.
         plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in folded.items()}
         self.network.load_state_dict(plain, assign=True)
-        height, width = (max(1, round(side * self.scale)) for side in size)
         self.register_buffer("anchors", model_anchors(self.config))
-        self.register_buffer("rows", _resampling(size[0], height))
-        self.register_buffer("columns", _resampling(size[1], width).T.contiguous())
+        self.register_buffer("pad_value", torch.tensor(self.config.pad_value, dtype=torch.float32)[:, None, None])
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,34 +80,29 @@ class Pipeline(nn.Module):
         -> boxes float32[B D 4], xyxy in pixels of the images; scores float32[B D]; labels int64[B D]. Best first; rows
         without an object have score 0 and label -1.
         """
-        pixels, batch = self.letterbox(images), images.shape[0]
-        outputs = self.network(normalize(pixels, mean=self.config.mean, std=self.config.std))
-        sizes, scales = torch.tensor(self.size).expand(batch, -1), torch.tensor(self.scale).expand(batch)
-        found = detect_padded(outputs, self.anchors, sizes=sizes, scales=scales, **self.settings)
+        (height, width), size = images.shape[1:3], self.config.image_size
+        outputs = self.network(normalize(self.letterbox(images), mean=self.config.mean, std=self.config.std))
+        sizes = torch.stack([torch.full((1,), height), torch.full((1,), width)], 1)
+        scales = torch.full((1,), torch.sym_min(size[0] / height, size[1] / width))
+        frame: Any = {"sizes": sizes, "scales": scales}
+        found = detect_padded(outputs, self.anchors, fixed_shape=True, **frame, **self.suppression)
         return found.boxes, found.scores, found.labels  # torch.export.save knows no named tuples
 
     def letterbox(self, images: Tensor) -> Tensor:
         """Letterbox images, uint8[B H W 3], to the network's input. -> float32[B 3 h w], 0..255"""
-        pixels = images.permute(0, 3, 1, 2).float()
-        if self.size != self.config.image_size:
-            pixels = (self.rows @ pixels @ self.columns).round().clamp(0, 255)
-        below, right = (whole - part for whole, part in zip(self.config.image_size, pixels.shape[-2:], strict=True))
-        if below or right:
-            pad_value = torch.tensor(self.config.pad_value)[:, None, None]
-            pixels = F.pad(pixels - pad_value, (0, right, 0, below)) + pad_value
-        return pixels
-
-
-def _resampling(old: int, new: int) -> Tensor:
-    """Make the matrix, float32[new old], that scales one side of an image, filtering when it shrinks."""
-    unit = torch.eye(old)[None, None]  # a matrix, since runtimes differ in how they resize
-    return F.interpolate(unit, size=(new, old), mode="bilinear", antialias=True, align_corners=False)[0, 0]
+        (height, width), (h, w) = images.shape[1:3], self.config.image_size
+        # round(height * scale), of whole numbers, which can be traced for any size
+        inner_h = torch.sym_max(1, torch.sym_min(h, (2 * height * w + width) // (2 * width)))
+        inner_w = torch.sym_max(1, torch.sym_min(w, (2 * width * h + height) // (2 * height)))
+        pixels: Any = images.permute(0, 3, 1, 2).float()
+        pixels = F.interpolate(pixels, size=(inner_h, inner_w), mode="bilinear", antialias=True)
+        return F.pad(pixels - self.pad_value, (0, w - inner_w, 0, h - inner_h)) + self.pad_value
 
 
 def export_model(
-    weights: Weights, path: PathLike, *, format: str, image: np.ndarray, **settings: Any
+    weights: Weights, path: PathLike, *, format: str, image: np.ndarray | None = None, **settings: Any
 ) -> Difference | None:
-    """Write a detector as one file for images of the size of this one, uint8[H W 3], RGB, and test it on that.
+    """Write a detector as one file for images of any size, and test it on this one, uint8[H W 3], or noise.
 
     The weights must be on the CPU. There is no difference without a runtime to test in.
     """
@@ -111,28 +113,41 @@ def export_model(
         raise InputError(f"{path}: ONNX needs {' and '.join(missing)}; pip install 'tinydet[onnx]'")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = Pipeline(weights, (image.shape[0], image.shape[1]), **settings)
+    pipeline = Pipeline(weights, **settings)
+    if image is None:
+        image = sample_image(None, weights.config.image_size)
     images = torch.from_numpy(image)[None].expand(BATCH, -1, -1, -1).contiguous()
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    free: Any = {0: Dim("batch", max=1024), 1: Dim("height", max=LARGEST), 2: Dim("width", max=LARGEST)}
     with torch.no_grad():
-        program = torch.export.export(pipeline, (images,), dynamic_shapes={"images": {0: batch}})
-    if format == "onnx":
-        run = _save_onnx(program, path)
-    else:
+        program = torch.export.export(pipeline, (images,), dynamic_shapes=(free,))
+    run: Callable[[Tensor], tuple[Tensor, ...]]
+    if format == "torch":
         with atomic_write(path) as file:
             torch.export.save(program, file)
         run = torch.export.load(path).module()
-    if run is None:
-        return None
-    expected, found = (Detections(*(field[0] for field in one(images[:1]))) for one in (pipeline, run))
-    difference = compare_detections(expected, found)
+    else:
+        _save_onnx(program, pipeline, path)
+        if not find_spec("onnxruntime"):
+            return None
+        session = load_onnx(path).session
+        run = lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))  # noqa: E731
+    # At the size that was traced, turned and halved.
+    samples = (sample.contiguous() for sample in (images, images.transpose(1, 2), images[:, ::2, ::2]))
+    parts = [compare_detections(first_image(pipeline(one)), first_image(run(one))) for one in samples]
+    boxes, scores, objects = zip(*parts, strict=True)
+    difference = Difference(max(boxes), max(scores), sum(objects))
     if not difference.scores <= TOLERANCE:
         raise InputError(f"{path}: scores differ by {difference.scores:g} from those of the detector; do not use it")
     return difference
 
 
-def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
-    """Write a program as ONNX, and return it as ONNX Runtime runs it, where that is installed."""
+def first_image(outputs: tuple[Tensor, ...]) -> Detections:
+    """Return the detections of the first image of a batch."""
+    return Detections(*(field[0] for field in outputs))
+
+
+def _save_onnx(program: torch.export.ExportedProgram, pipeline: Pipeline, path: Path) -> None:
+    """Write a program as ONNX, with what there is to know of it in its metadata."""
     from onnxscript.optimizer import fold_constants
 
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["boxes", "scores", "labels"]}
@@ -148,13 +163,10 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> Callable[[T
     assert made is not None
     # A padded kernel that is left to ONNX Runtime becomes an invalid graph: its Pad_Fusion takes it for an image.
     fold_constants(made.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
-    write_file(path, made.model_proto.SerializeToString())
-    if not find_spec("onnxruntime"):
-        return None
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+    proto = made.model_proto
+    for name, text in write_metadata(pipeline.config, pipeline.suppression).items():
+        proto.metadata_props.add(key=name, value=text)
+    write_file(path, proto.SerializeToString())
 
 
 def compare_detections(expected: Detections, found: Detections) -> Difference:

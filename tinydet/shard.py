@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from tinydet.detector import Detector
 from tinydet.errors import InputError, OnError, quoted, raise_error
 from tinydet.files import PathLike, atomic_write, lock_folder, output_errors, short_path, write_file
-from tinydet.model.functional import digest
 from tinydet.predict import append_line
 from tinydet.prediction import Prediction
 from tinydet.prefetch import prefetch
 from tinydet.reading import check_field, read_json
-from tinydet.weights.formats import Weights
+from tinydet.weights.load import Loaded
 
 
 class Shard(NamedTuple):
@@ -44,10 +43,9 @@ def take_shard(paths: Sequence[str], number: int, parts: int, *, batch_size: int
     return Shard(number, parts, [str(Path(path)) for path in paths[first:end]], len(paths), checksum.hexdigest()[:16])
 
 
-def digest_weights(weights: Sequence[Weights]) -> str:
-    """Compute a digest of the numbers and the configs of weights: that of a copy, by whatever name, is the same."""
-    parts = (f"{one.config} {digest(one.params, one.buffers)}" for one in weights)
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+def digest_weights(weights: Sequence[Loaded]) -> str:
+    """Compute a digest of several weights."""
+    return hashlib.sha256(" ".join(one.digest() for one in weights).encode()).hexdigest()[:16]
 
 
 def save_shard(

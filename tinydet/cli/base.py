@@ -225,8 +225,8 @@ device_option = option("--device", default="auto", help="auto (a GPU where there
 weights_option = option(
     "--weights",
     default="auto",
-    help="Checkpoint of tinydet, effdet or zylo117, or coco; auto is the newest run's best.pt, else coco. Several, "
-    "as A,B, are fused into one detector.",
+    help="Checkpoint of tinydet, effdet or zylo117, or coco, or an exported .onnx; auto is the newest run's best.pt, "
+    "else coco. Several, as A,B, are fused into one detector.",
 )
 score_option = option(
     "--score",

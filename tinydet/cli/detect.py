@@ -63,7 +63,7 @@ def torchrun_shard() -> str | None:
 def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
     """Load the detectors that --weights and --model name."""
     from tinydet.predict import newest_weights
-    from tinydet.weights.load import load_detector
+    from tinydet.weights.load import load_any
 
     sources: list[Any] = [weights] if Path(weights).exists() else [one.strip() for one in weights.split(",")]
     if weights == "auto":
@@ -71,7 +71,7 @@ def load_weights(weights: str, *, model: str | None, device: str) -> list[Any]:
         if sources == ["coco"]:
             echo("note: there is no run in runs/; using a published detector of COCO's classes", err=True)
     how: dict[str, Any] = {"model": model, "device": choose_device(device), "progress": on_terminal()}
-    return [load_detector(source, **how) for source in sources]
+    return [load_any(source, **how) for source in sources]
 
 
 @command()
@@ -170,7 +170,7 @@ def evaluate(
 @score_option
 @option("--classes", type=NAMES, help="Class names to detect; default: all of the weights.")
 @max_detections_option
-@option("--nms", "method", default="soft", type=Choice(["soft", "hard"]), help="Suppression method.")
+@option("--nms", "method", type=Choice(["soft", "hard"]), help="Suppression; default: soft, or an exported file's own.")
 @view_options
 @option("--batch-size", default=1, type=COUNT, help="Images in a batch.")
 @option("--compile", is_flag=True, help="Compile the network first, which takes a minute: for many images.")

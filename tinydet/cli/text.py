@@ -88,9 +88,10 @@ def info_lines(known: Mapping[str, Any]) -> str:
     lines = {
         "file": f"{known['file']}, {known['bytes'] / 1e6:.1f} MB",
         "weights": known["source"],
-        "model": f"{known['model']}, {known['parameters']:,} parameters",
+        "model": known["model"] + (f", {known['parameters']:,} parameters" if "parameters" in known else ""),
         "input": f"{height}x{width}, anchor scale {known['anchor_scale']:g}",
         "classes": f"{len(known['classes'])}: {', '.join(known['classes'])}",
+        "exported": ", ".join(f"{name} {value}" for name, value in known.get("suppression", {}).items()),
         "trained": f"on {known['data']}, from {known['began_from']}" if "data" in known else "",
     }
     if "ap" in known:

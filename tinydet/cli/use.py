@@ -10,14 +10,12 @@ import click
 from tinydet.cli.base import (
     FILE,
     PATH,
-    SIZE,
     Choice,
     command,
     echo,
     json_option,
     max_detections_option,
     option,
-    score_option,
 )
 from tinydet.cli.output import check_output
 from tinydet.errors import InputError
@@ -29,20 +27,18 @@ from tinydet.files import write_file
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
 @option("--out", type=FILE, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
-@option("--size", type=SIZE, help="Size of the images it will be given; default: of --image, or of the input.")
-@score_option
+@option("--score", "score_threshold", default=0.01, type=click.FloatRange(0, 1), help="Least score of a detection.")
 @max_detections_option
-def export(
-    weights: Path, format: str, out: Path | None, image: Path | None, size: tuple[int, int] | None, **settings: Any
-) -> None:
+def export(weights: Path, format: str, out: Path | None, image: Path | None, **settings: Any) -> None:
     """Export a detector to ONNX or torch.export.
 
-    The file runs without tinydet: uint8 images in; boxes, scores and labels out.
+    The file runs without tinydet: uint8 images of any size in; boxes, scores and labels out.
 
     \b
     Examples:
       tinydet export best.pt
-      tinydet export best.pt --size 375x1242 --image img.png
+      tinydet export best.pt --image img.png
+      tinydet evaluate mydata/ --weights best.onnx
       tinydet export best.pt --format torch
     """
     from tinydet.export import FORMATS, export_model, sample_image
@@ -53,10 +49,9 @@ def export(
     if out.exists() and out.samefile(weights):
         raise InputError(f"{out}: is the input; name another file by --out")
     detector = load_detector(weights)
-    sample = sample_image(image, size or (None if image else detector.config.image_size))
+    sample = sample_image(image, detector.config.image_size)
     difference = export_model(detector, out, format=format, image=sample, **settings)
-    height, width = sample.shape[:2]
-    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B {height} {width} 3] -> boxes, scores, labels")
+    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B H W 3] of any size -> boxes, scores, labels")
     echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
     if difference is None:
         echo("note: not tested, because onnxruntime is not installed", err=True)
@@ -65,7 +60,7 @@ def export(
     else:
         boxes, scores, count = difference
         echo(
-            f"tested on {image or 'noise'}: {count} objects; largest difference from eager PyTorch: "
+            f"tested on {image or 'noise'} at three sizes: {count} objects; largest difference from eager PyTorch: "
             f"boxes {boxes:.2g} pixels, scores {scores:.2g}"
         )
 

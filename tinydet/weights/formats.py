@@ -15,7 +15,7 @@ from tinydet.errors import InputError
 from tinydet.model.backbone import BACKBONES, scaled_stages
 from tinydet.model.config import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelConfig, model_config
 from tinydet.model.efficientdet import meta_model
-from tinydet.model.functional import Params, Variables
+from tinydet.model.functional import Params, Variables, digest
 from tinydet.weights.checkpoint import abbreviate, check_tensors
 from tinydet.weights.renames import FORMATS, UNUSED, rename
 
@@ -37,6 +37,10 @@ class Weights(NamedTuple):
     unexpected: tuple[str, ...]  # the file's names of what a detector has no use for, such as a classifier
     source: str  # for people: which published model this is, and which choices the tensors alone did not decide
     run: Mapping[str, Any] | None = None  # of a checkpoint of tinydet: its run's settings and history, not checked
+
+    def digest(self) -> str:
+        """Compute a digest of the numbers and the config: that of a copy, by whatever name, is the same."""
+        return f"{digest(self.params, self.buffers)} of {self.config}"
 
 
 def convert_weights(tensors: Mapping[str, Tensor], *, hint: str = "", model: str | None = None) -> Weights:

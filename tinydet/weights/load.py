@@ -16,6 +16,7 @@ from tinydet.model.functional import Variables, params_and_buffers
 from tinydet.reading import check_field
 from tinydet.weights.checkpoint import RUN, as_checkpoint, read_file
 from tinydet.weights.formats import Weights, convert_weights
+from tinydet.weights.onnx_file import ONNX, OnnxFile, load_onnx
 from tinydet.weights.pretrained import DownloadError, find_pretrained
 
 # "imagenet" or, after a warning, "none"; a published detector; the published backbone of one; no tensors at all.
@@ -27,6 +28,7 @@ SYNONYMS = {"pedestrian": "person", "person sitting": "person", "cyclist": "bicy
 DESCRIBED: dict[str, Any] = {"weights": (str, None), "settings": (dict, None), "history": [dict]}
 SCORES: dict[str, Any] = {"epoch": float, "metric": str, "ap": float, "ap_by_class": {str: float}}
 BLANKS = str.maketrans("_-", "  ")
+Loaded = Weights | OnnxFile
 
 
 class LoadReport(NamedTuple):
@@ -45,6 +47,8 @@ def load_weights(source: PathLike, *, model: str | None = None, progress: bool =
 
     A file is a checkpoint of tinydet (its averaged weights), or what `tinydet.weights.formats.convert_weights` knows.
     """
+    if Path(source).suffix == ONNX:
+        raise InputError(f"{source}: an exported file only detects; give the weights that it was exported from")
     config = model_config(model or "d0")
     path = _find_file(source, model=config.name, progress=progress)
     if path is None:
@@ -93,15 +97,28 @@ def load_detector(
     return weights._replace(params=params, buffers=buffers)
 
 
-def select_classes(weights: Weights, classes: Sequence[str], *, class_map: Mapping[str, str] | None = None) -> Weights:
+def load_any(
+    source: PathLike, *, model: str | None = None, device: torch.device | str = "cpu", progress: bool = False
+) -> Loaded:
+    """Load what `Detector` takes: an exported file, or the weights of a whole detector."""
+    if Path(source).suffix == ONNX:
+        return load_onnx(source, device=device)
+    return load_detector(source, model=model, device=device, progress=progress)
+
+
+def select_classes(weights: Loaded, classes: Sequence[str], *, class_map: Mapping[str, str] | None = None) -> Any:
     """Restrict a detector to these classes, in this order; raise InputError where it knows none like one of them."""
-    if tuple(classes) == weights.config.classes and not class_map:
+    known = weights.config.classes
+    if tuple(classes) == known and not class_map:
         return weights
+    matched = match_classes(known, classes, class_map=class_map or {})
+    if unknown := [name for name in classes if name not in matched]:
+        raise InputError(f"{weights.source} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
     config = dataclasses.replace(weights.config, classes=tuple(classes))
-    (params, buffers), report = adapt_weights(weights, config, class_map=class_map)
-    if unknown := [name for name in classes if name not in report.classes]:
-        known = ", ".join(weights.config.classes)
-        raise InputError(f"{weights.source} knows no {', '.join(unknown)}; it knows {known}")
+    if isinstance(weights, OnnxFile):
+        labels = tuple(weights.labels[known.index(matched[name])] for name in config.classes)
+        return weights._replace(config=config, labels=labels)
+    (params, buffers), _ = adapt_weights(weights, config, class_map=class_map)
     return weights._replace(config=config, params=params, buffers=buffers)
 
 
@@ -161,17 +178,20 @@ def describe(path: PathLike) -> dict[str, Any]:
     Raises:
         InputError: it is no such file, or what it says of its run is not what a run writes.
     """
-    weights = load_weights(path)
+    weights = load_onnx(path) if Path(path).suffix == ONNX else load_weights(path)
+    config = weights.config
     known: dict[str, Any] = {
         "file": str(path),
         "bytes": Path(path).stat().st_size,
         "source": weights.source,
-        "model": weights.config.name,
-        "classes": list(weights.config.classes),
-        "image_size": list(weights.config.image_size),
-        "anchor_scale": weights.config.anchor_scale,
-        "parameters": sum(param.numel() for param in weights.params.values()),
+        "model": config.name,
+        "classes": list(config.classes),
+        "image_size": list(config.image_size),
+        "anchor_scale": config.anchor_scale,
     }
+    if isinstance(weights, OnnxFile):
+        return known | {"suppression": weights.suppression}
+    known["parameters"] = sum(param.numel() for param in weights.params.values())
     if weights.run is None:
         return known
     check_field(run := {"history": [], **weights.run}, DESCRIBED, where=f"{path}: training")
