@@ -93,7 +93,7 @@ def test_it_detects_what_its_weights_detect(weights: Weights, path: Path) -> Non
             if one.image.shape[:2] == SIZE and "tiles" not in how:  # others are scaled, and rounded where they are
                 assert compare_detections(one.detections, other.detections).scores < 1e-3
             else:
-                torch.testing.assert_close(one.scores[:3], other.scores[:3], rtol=0, atol=0.02)
+                torch.testing.assert_close(one.scores[:3], other.scores[:3], rtol=0, atol=0.1)
     both = Detector([load_onnx(path), weights])(images[0], **LOW)
     assert compare_detections(both.detections, expected(images[0], **LOW).detections).scores < 0.02
     assert len(detector(images[0], score_threshold=0.02, max_detections=3)) == 3
