@@ -88,7 +88,7 @@ def test_it_detects_what_its_weights_detect(weights: Weights, path: Path) -> Non
     for how in ways:
         found = list(detector.predict(images, batch_size=4, **LOW, **how))
         for one, other in zip(found, expected.predict(images, batch_size=4, **LOW, **how), strict=True):
-            assert len(one) > 5
+            assert len(one) > (0 if "classes" in how else 5)  # of which the file gives those in its best 12
             assert set(one.labels.tolist()) <= ({1} if "classes" in how else {0, 1})
             if one.image.shape[:2] == SIZE and "tiles" not in how:  # others are scaled, and rounded where they are
                 assert compare_detections(one.detections, other.detections).scores < 1e-3
@@ -133,6 +133,8 @@ def test_what_it_cannot_do_is_said_at_once(path: Path) -> None:
     for how, text in refused:
         with pytest.raises(InputError, match=text):
             detector.predict([], **{"score_threshold": 0.5, **how})
+    with pytest.raises(InputError, match="cannot be compiled"):
+        load(path, compile=True)
     for function in (load_weights, load_detector):
         with pytest.raises(InputError, match=r"a\.onnx: an exported file only detects; give the weights that"):
             function(path)

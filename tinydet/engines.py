@@ -47,7 +47,10 @@ class TorchEngine:
             examples.append(letterbox(example, size, pad_value=self.config.pad_value))
         if self.compiled:
             examples += examples[-1:] * (fill - len(examples))
-        return collate(examples)
+        batch = collate(examples)
+        if self.device.type == "cuda":  # which copies pinned memory while it works on what came before
+            batch = batch._replace(images=batch.images.pin_memory())
+        return batch
 
     @torch.inference_mode()
     def network(self, batch: Batch) -> Outputs:
@@ -65,7 +68,7 @@ class TorchEngine:
         batch = prepared.to(self.device)
         outputs = self.network(batch)
         if labels is not None:
-            outputs = outputs._replace(logits=outputs.logits[..., labels])
+            outputs = outputs._replace(logits=outputs.logits[..., labels.to(self.device)])
         anchors = model_anchors(self.config, (batch.images.shape[2], batch.images.shape[3]), device=self.device)
         frame: Any = {"sizes": batch.sizes, "scales": batch.scales, "names": batch.names}
         found = [one.cpu() for one in detect(outputs, anchors, method=method or "soft", **frame, **limits)]
@@ -119,5 +122,9 @@ Engine = TorchEngine | OnnxEngine
 
 
 def make_engine(weights: Weights | OnnxFile, *, compile: bool = False) -> Engine:
-    """Prepare the engine of weights or of an exported file, which is compiled already."""
-    return OnnxEngine(weights) if isinstance(weights, OnnxFile) else TorchEngine(weights, compile=compile)
+    """Prepare the engine of weights, or of an exported file; raise InputError where that is to be compiled."""
+    if not isinstance(weights, OnnxFile):
+        return TorchEngine(weights, compile=compile)
+    if compile:
+        raise InputError(f"{weights.source} cannot be compiled; it is already prepared for ONNX Runtime")
+    return OnnxEngine(weights)
