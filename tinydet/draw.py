@@ -1,25 +1,23 @@
 """Draw boxes on images, legible in print and to colour-blind readers."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from tinydet.data.images import resample
 from tinydet.errors import visible
 from tinydet.files import PathLike, write_file
 from tinydet.fonts import load_font
 from tinydet.labels import IGNORE
-from tinydet.ops.boxes import intersection
 
 # Okabe and Ito's palette for all kinds of colour vision, without the black, which asphalt swallows.
 BLUE = (0, 114, 178)
 PALETTE = ((86, 180, 233), (213, 94, 0), (240, 228, 66), (0, 158, 115), (230, 159, 0), (204, 121, 167), BLUE)
-BLACK, GREY, WHITE = (0, 0, 0), 128, (255, 255, 255)
+BLACK, GREY, WHITE = (0, 0, 0), (128, 128, 128), (255, 255, 255)
 JPEG: dict[str, Any] = {"format": "JPEG", "quality": 92, "subsampling": 0}  # thin lines keep their colour
 
 
@@ -40,22 +38,22 @@ def draw(
     colour and dashed, a missed one only dashed, a background error only in colour. `width`: to scale the image to.
     """
     scale: float = (width or image.shape[1]) / image.shape[1]
-    scaled = resample(image, (0, 0, image.shape[1], image.shape[0]), scale=scale)
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    canvas = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     boxes, truth = (scale * np.asarray(one, dtype=np.float64).reshape(-1, 4) for one in (boxes, truth))
     labels = np.asarray(labels)
     ranks = -(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) if scores is None else np.asarray(scores)
     rows = [int(row) for row in ranks.argsort(kind="stable") if labels[row] >= 0]
     texts = [visible(classes[labels[row]]) + ("" if scores is None else f" {ranks[row]:.2f}") for row in rows]
     colours = [PALETTE[labels[row] % len(PALETTE)] for row in rows]
-    side = (scaled.shape[0] * scaled.shape[1]) ** 0.5
+    side = math.prod(size) ** 0.5
     line, letter = max(2, round(side / 350)), max(10, round(side / 52))
 
-    for x1, y1, x2, y2 in boxes[labels == IGNORE].round().astype(np.int64).clip(0):
-        region = scaled[y1:y2, x1:x2]
-        dash = np.full(region.shape[:2], 5 * line)  # of every 8 lines' width on the edge, and 1 inside: a hatch
+    for x1, y1, x2, y2 in boxes[labels == IGNORE].round().clip(0, (*size, *size)).astype(np.int64):
+        dash = np.full(np.maximum((y2 - y1, x2 - x1), 0), 5 * line)  # of 8 lines' width, and 1 inside: a hatch
         dash[line:-line, line:-line] = line
-        region[np.indices(dash.shape).sum(0) % (8 * line) < dash] = GREY
-    canvas = Image.fromarray(scaled)
+        hatch = Image.fromarray(np.indices(dash.shape).sum(0) % (8 * line) < dash)
+        canvas.paste(GREY, (int(x1), int(y1)), hatch)
     pen, font = ImageDraw.Draw(canvas), load_font("".join(texts), size=letter)
     outlines = _line_edges(boxes[rows], line=line, size=canvas.size)
     for outline, colour in zip(outlines.tolist(), colours, strict=True):
@@ -81,9 +79,10 @@ def place_tags(tags: Sequence[tuple[int, int]], boxes: np.ndarray, *, size: tupl
         beside = [(x, y) for y in (y1, y2 - height) for x in (x2, x1 - width)]
         inside = [(x, y) for y in (y1, y2 - height) for x in (x1, x2 - width)]
         corners = np.array(outside + beside + inside).clip(0, (max(0, size[0] - width), max(0, size[1] - height)))
-        places = torch.from_numpy(np.hstack([corners, corners + np.array((width, height))]))
-        hidden_boxes, hidden_tags = (intersection(places, torch.from_numpy(x)).sum(1) for x in (boxes, placed))
-        hidden = hidden_boxes + 10 * hidden_tags
+        places = np.hstack([corners, corners + np.array((width, height))])
+        others = np.vstack([boxes, placed])
+        sides = np.minimum(places[:, None, 2:], others[:, 2:]) - np.maximum(places[:, None, :2], others[:, :2])
+        hidden = sides.clip(0).prod(2) @ np.repeat((1, 10), (len(boxes), len(placed)))
         hidden[1:] += width * height // 10  # a tag leaves its place above on the left only to hide a tenth less
         placed = np.vstack([places[hidden.argmin()], placed])
     return placed.tolist()

@@ -5,11 +5,11 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 
 def render(template: str, **values: Any) -> str:
     """Render a template of tinydet/templates; what is put into it is escaped, halves of characters too."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     loader = PackageLoader("tinydet")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return pages.get_template(template).render(values).encode(errors="backslashreplace").decode()

@@ -611,3 +611,14 @@ def test_help_loads_no_torch() -> None:
         "sys.exit(sum(name in sys.modules for name in slow))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, capture_output=True)
+
+
+def test_garbage_is_not_looked_for_in_what_torch_brings(tmp_path: Path) -> None:
+    code = (
+        "import atexit, gc, sys\n"
+        "from tinydet.cli import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 100_000, gc.isenabled()))\n"
+        "main(['info', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "none.pt")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "True True\n"

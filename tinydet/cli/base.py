@@ -1,6 +1,7 @@
 """Parts that all commands share: one-line errors, option types, options read from `TrainSettings`, progress bars."""
 
 import dataclasses
+import gc
 import io
 import os
 import signal
@@ -111,8 +112,13 @@ def command(*, computes: bool = True) -> Decorator:
         @wraps(function)
         def tuned(*args: Any, **kwargs: Any) -> None:
             if computes:
+                if first := "torch" not in sys.modules:
+                    gc.disable()  # all that it brings stays; to look through it takes a fifth of a short command
                 from tinydet.training.memory import keep_freed_memory
 
+                if first:
+                    gc.freeze()
+                    gc.enable()
                 keep_freed_memory()
             function(*args, **kwargs)
 
