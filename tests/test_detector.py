@@ -285,7 +285,7 @@ def test_any_iterable_of_images_is_detected_in_lazily(detector: Detector, image:
             drawn.append(i)
             yield np.roll(image, i, 0)
 
-    predictions = detector.predict(images(), **LOW)
+    predictions = detector.predict(images(), workers=1, **LOW)
     assert drawn == []
     first = next(predictions)
     assert len(drawn) <= 3

@@ -92,7 +92,7 @@ def assert_same(one: Detections, other: Detections) -> None:
 def test_predictions_are_what_validation_finds(dataset: KittiDataset, paths: list[Path], weights: Weights) -> None:
     variables = Variables(weights.params, weights.buffers)
     expected = validate(variables, dataset, config=weights.config, batch_size=2).detections
-    predictions = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01))
+    predictions = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01, workers=0))
     assert [one.path for one in predictions] == paths
     for one, detections in zip(predictions, expected, strict=True):
         assert len(one.detections.scores) > 10
@@ -105,7 +105,7 @@ def test_predictions_are_what_validation_finds(dataset: KittiDataset, paths: lis
 def test_a_compiled_network_sees_batches_of_one_size(
     paths: list[Path], weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01))
+    expected = list(Detector(weights).predict(paths, batch_size=2, score_threshold=0.01, workers=0))
     sizes, asked = [], []
 
     def uncompiled(variables: Variables, *, config: ModelConfig, compile: bool) -> Callable[[torch.Tensor], Outputs]:
@@ -156,7 +156,7 @@ def test_one_batch_is_read_ahead(paths: list[Path], weights: Weights, monkeypatc
         return read_image(path)
 
     monkeypatch.setattr(tinydet.detector, "read_image", spy)
-    predictions = Detector(weights).predict(paths, batch_size=2)
+    predictions = Detector(weights).predict(paths, batch_size=2, workers=1)
     assert read == []
     for least, most in ((2, 4), (2, 4), (4, 5), (4, 5), (5, 5)):
         next(predictions)

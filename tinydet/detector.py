@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinydet.data.images import image_to_rgb, read_image
-from tinydet.engines import OnnxEngine, make_engine
+from tinydet.engines import OnnxEngine, TorchEngine, make_engine
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
 from tinydet.model.postprocess import METHODS, Detections
@@ -26,6 +28,7 @@ from tinydet.weights.onnx_file import OnnxFile
 
 ImageLike = PathLike | Image.Image | np.ndarray | Tensor
 CALL_BATCH = 8  # images in a batch of a call
+MOST_WORKERS = 4  # batches that are detected in at once
 
 
 def load(
@@ -58,6 +61,11 @@ class Detector:
         self.config, self.classes = given[0].config, given[0].config.classes
         self.source = " and ".join(one.source for one in given)
         self.engines = [make_engine(one, compile=compile) for one in given]
+        # In eager mode on a CPU threads that share a layer wait for each other, and idle where one of them lacks its
+        # core: batches at once take .8 of the time, and beside a busy process a sixth. Others have a turn each.
+        self.eager = all(isinstance(one, TorchEngine) and one.eager for one in self.engines)
+        self.workers = min(torch.get_num_threads(), MOST_WORKERS) if self.eager else 2
+        self._turn = nullcontext() if self.eager else Lock()
 
     @overload
     def __call__(self, images: PathLike | Image.Image, **settings: Any) -> Prediction: ...
@@ -85,9 +93,10 @@ class Detector:
         tta: bool = False,
         tiles: tuple[int, int] | str | None = None,
         overlap: float = 0.2,
+        workers: int | None = None,
         on_error: OnError = raise_error,
     ) -> Iterator[Prediction]:
-        """Detect the objects in images in their order, lazily, while the next batch is read.
+        """Detect the objects in images in their order, lazily, a few batches ahead.
 
         Args:
             images: paths, PIL images, arrays uint8[H W 3] or tensors uint8[3 H W], RGB; any iterable, such as a batch.
@@ -98,6 +107,8 @@ class Detector:
             tiles: (height, width) in pixels of tiles in which to detect too, for small objects in large images; "auto"
                 for the network's input size. An image that is no larger has none.
             overlap: of neighbouring tiles, as a share of their sides.
+            workers: threads that each read and detect in a batch with their share of PyTorch's threads, whose number
+                decides the last bits; 0 for the caller's. `self.workers` where None, for a single batch 0.
             on_error: takes the error of an image that cannot be read, which is then left out.
 
         Raises:
@@ -128,18 +139,23 @@ class Detector:
         one = isinstance(images, (str, os.PathLike, Image.Image))
         numbered: Iterator[tuple[int, Any]] = enumerate([images] if one else images, start=1)
 
+        detect = partial(self._detect, plan=plan, labels=labels, method=method, **limits)
+        groups = iter(lambda: [*islice(numbered, batch_size)], [])
+
         def detect_groups() -> Iterator[Prediction]:
-            groups = iter(lambda: [*islice(numbered, batch_size)], [])
-            for files, batches, errors in prefetch(partial(self._read, plan=plan), groups, depth=1):
-                found: list[list[tuple[View, Detections]]] = [[] for _ in files]
-                for views, prepared in batches:
-                    engine = self.engines[views[0].network]
-                    for view, one in zip(views, engine.detect(prepared, labels, method=method, **limits), strict=False):
-                        found[view.image].append((view, restore(one, view)))
-                for (path, image), each in zip(files, found, strict=True):
-                    yield Prediction(path, image, self.classes, *fuse(each, **limits))
-                for error in errors:
-                    on_error(error)
+            first, threads = [*islice(groups, 2)], torch.get_num_threads()
+            count = (self.workers if len(first) > 1 else 0) if workers is None else workers
+            share = partial(torch.set_num_threads, max(1, threads // max(1, count))) if self.eager else None
+            every = chain(first, groups)
+            try:
+                for predictions, errors in (
+                    prefetch(detect, every, depth=count, start=share) if count else map(detect, every)
+                ):
+                    yield from predictions
+                    for error in errors:
+                        on_error(error)
+            finally:
+                torch.set_num_threads(threads)  # of threads that start from now on
 
         return detect_groups()
 
@@ -156,30 +172,31 @@ class Detector:
             )
         return sorted({int(label) for label in labels if label is not None})
 
-    def _read(
-        self, group: Sequence[tuple[int, ImageLike]], *, plan: dict[str, Any]
-    ) -> tuple[list[tuple[Path, np.ndarray]], Iterator[tuple[list[View], Any]], list[InputError]]:
-        """Read numbered images, and prepare their views: the first batch at once, each of the others ahead."""
+    def _detect(
+        self, group: Sequence[tuple[int, ImageLike]], *, plan: dict[str, Any], labels: Tensor | None, **settings: Any
+    ) -> tuple[list[Prediction], list[InputError]]:
+        """Read numbered images, and detect objects in all views of each; with the errors of those that fail."""
         errors, files = list[InputError](), list[tuple[Path, np.ndarray]]()
         for number, image in group:
             path = Path(image) if isinstance(image, (str, os.PathLike)) else Path(f"image-{number}")
             if (array := try_call(errors.append, as_image, image, name=path.name)) is not None:
                 files.append((path, array))
-        views = plan_views([image.shape[:2] for _, image in files], **plan)
-        batches = prefetch(partial(self._prepare, files, fill=plan["batch_size"]), views, depth=1)
-        return files, chain([*islice(batches, 1)], batches), errors
-
-    def _prepare(
-        self, files: Sequence[tuple[Path, np.ndarray]], views: list[View], *, fill: int
-    ) -> tuple[list[View], Any]:
-        """Prepare views of one network and scale for its engine."""
-        crops, names = [], []
-        for view in views:
-            (path, image), (x1, y1, x2, y2) = files[view.image], view.crop
-            crops.append(image[y1:y2, x1:x2][:, ::-1] if view.mirrored else image[y1:y2, x1:x2])
-            names.append(str(path))
-        engine = self.engines[views[0].network]
-        return views, engine.prepare(crops, names=names, scale=views[0].scale, fill=fill)
+        found: list[list[tuple[View, Detections]]] = [[] for _ in files]
+        for views in plan_views([image.shape[:2] for _, image in files], **plan):
+            crops, names = [], []
+            for view in views:
+                (path, image), (x1, y1, x2, y2) = files[view.image], view.crop
+                crops.append(image[y1:y2, x1:x2][:, ::-1] if view.mirrored else image[y1:y2, x1:x2])
+                names.append(str(path))
+            engine: Any = self.engines[views[0].network]
+            prepared = engine.prepare(crops, names=names, scale=views[0].scale, fill=plan["batch_size"])
+            with self._turn:
+                detections = engine.detect(prepared, labels, **settings)
+            for view, one in zip(views, detections, strict=False):
+                found[view.image].append((view, restore(one, view)))
+        limits = {name: settings[name] for name in ("score_threshold", "max_detections")}
+        fused = (fuse(each, **limits) for each in found)
+        return [Prediction(*file, self.classes, *one) for file, one in zip(files, fused, strict=True)], errors
 
 
 def as_image(image: ImageLike, *, name: str = "image") -> np.ndarray:

@@ -20,14 +20,12 @@ from tinydet.weights.onnx_file import OnnxFile
 
 
 class TorchEngine:
-    """Weights prepared for inference with PyTorch, on the device that they are on.
-
-    An engine works in two halves, `prepare` and `detect`, so that the one goes on beside the other.
-    """
+    """Weights prepared for inference with PyTorch, on the device that they are on."""
 
     def __init__(self, weights: Weights, *, compile: bool = False) -> None:
         self.config, self.compiled = weights.config, compile  # anew for every size of batch
         self.device = next(iter(weights.params.values())).device
+        self.eager = self.device.type == "cpu" and not compile
         self.infer = inference_fn(Variables(weights.params, weights.buffers), config=weights.config, compile=compile)
 
     def prepare(

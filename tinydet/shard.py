@@ -108,7 +108,9 @@ def save_shard(
                 missed.clear()
 
         left = rows()
-        found = detector.predict((images[row] for row in rows()), batch_size=batch_size, on_error=on_error, **settings)
+        how: Any = {"batch_size": batch_size, "on_error": on_error, **settings}
+        how["workers"] = detector.workers if shard.total > batch_size else 0  # as one process does, whatever the shard
+        found = detector.predict((images[row] for row in rows()), **how)
         deque(prefetch(write, found, depth=1), maxlen=0)  # run through it
         insert()
     return dict(counts)
