@@ -243,7 +243,7 @@ def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, field, by_class, 
         torch.testing.assert_close(first_lowered, lowered[:limit], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("apart", "sizes"), [(True, {40}), (False, {40, 200})])
+@pytest.mark.parametrize(("apart", "sizes"), [(True, {40**2}), (False, {40**2, 200**2})])
 def test_soft_looks_at_all_boxes_only_where_it_must(apart, sizes):
     seen = set()
 
