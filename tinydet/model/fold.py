@@ -49,7 +49,7 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
 
 @cache
 def onednn_fuses() -> bool:
-    """Whether the two operations of oneDNN that `FoldedConv` is faster with, private ones, are there and right."""
+    """Probe the two private operations of oneDNN that `FoldedConv` is faster with: whether they are there and right."""
     with torch.device("meta"):
         conv = FoldedConv(16, 16, 3, groups=16)
     conv.weight, conv.activation = nn.Parameter(torch.linspace(-1, 1, 144).view(16, 1, 3, 3)), "swish"
