@@ -76,10 +76,10 @@ def train(
     return synchronized(call, device=device)
 
 
-def post_process(*, method: str) -> Call:
+def post_process(*, method: str, box_voting_iou: float | None = None) -> Call:
     """The network's outputs to detections, down to effdet's lowest score."""
     outputs, anchors = Outputs(*inputs.network_outputs(1)), model_anchors(model_config("d0"))
-    settings: dict[str, Any] = {"method": method, "score_threshold": 0.001, "box_voting_iou": None}
+    settings: dict[str, Any] = {"method": method, "score_threshold": 0.001, "box_voting_iou": box_voting_iou}
     return torch.inference_mode()(lambda: detect(outputs, anchors, **settings))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tests.bench.runner import Entry, Row
+from tinydet.model.postprocess import BOX_VOTING_IOU
 
 STEP: dict[str, Any] = {"batch": 4, "objects": 20}
 GPU = [("d0", "predict", 32), ("d0", "train", 16), ("d4", "predict", 8), ("d4", "train", 4)]  # model, case, batch
@@ -47,6 +48,8 @@ def rows(scratch: Path) -> list[Row]:
             [make("post_process", method="hard") for make in (ours, effdet, torchvision)]),
         Row("post-processing, soft", f"{outputs}, Gaussian, to a score of .001; effdet goes on to the last of the 5000",
             [make("post_process", method="soft") for make in (ours, effdet)], warmup=2),
+        Row("post-processing, voting", f"{outputs}, Gaussian, and box voting, as prediction does by default",
+            [ours("post_process", method="soft", box_voting_iou=BOX_VOTING_IOU)]),
         Row("training step", "batch 4, 20 boxes an image, AdamW; tinydet's also normalises images and averages weights",
             [ours("train", **STEP), effdet("train", **STEP)], rounds=9, warmup=1, peak=True),
         Row("loss", "batch 4, value and gradient; torchvision: one-hot targets, sigmoid_focal_loss, huber_loss",

@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import tinydet.model.fold
 from tinydet.errors import InputError
 from tinydet.model.config import MODELS, ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
-from tinydet.model.fold import FoldedConv, fold_batch_norm, folded_model, inference_fn, norm_to_conv
+from tinydet.model.fold import FoldedConv, fold_batch_norm, folded_model, inference_fn, norm_to_conv, onednn_fuses
 from tinydet.model.functional import Variables, apply, params_and_buffers
 from tinydet.model.layers import BatchNorm, Conv
 
@@ -98,6 +100,57 @@ def test_inference_has_the_outputs_of_the_model_without_gradients() -> None:
     found, expected = both()
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-3, atol=1e-3)
     assert not any(x.requires_grad for x in found)
+
+
+@pytest.mark.parametrize("name", ["d0", "lite0"])
+@pytest.mark.parametrize("fuses", [True, False])
+def test_any_batch_size_and_type_has_the_outputs_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, name: str, fuses: bool
+) -> None:
+    """Kernels are packed for the first shape alone."""
+    if not fuses:
+        monkeypatch.setattr(tinydet.model.fold, "onednn_fuses", lambda: False)
+    config = model_config(name, num_channels=8, fpn_repeats=1, head_repeats=1, classes=("a",))
+    variables = Variables(*({name: x.float() for name, x in part.items()} for part in weights_of(config)))
+    infer, threads = inference_fn(variables, config=config), torch.get_num_threads()
+    for shape in [(1, 3, 64, 96), (1, 3, 64, 96), (3, 3, 64, 96), (1, 3, 65, 70), (0, 3, 64, 96)]:
+        images = torch.randn(shape)
+        expected = apply(EfficientDet(config), *variables, images)[0]
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            torch.testing.assert_close(tuple(infer(images)), tuple(x.detach() for x in expected), rtol=1e-3, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert infer(torch.randn(1, 3, 64, 96)).logits.dtype == torch.bfloat16
+
+
+def test_kernels_are_packed_once_and_then_used() -> None:
+    class Packed(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.mkldnn._reorder_convolution_weight.default
+            return func(*args, **(kwargs or {}))
+
+    if not onednn_fuses():
+        pytest.skip("this PyTorch has no oneDNN")
+    config = model_config("d0", num_channels=8, fpn_repeats=1, head_repeats=1, classes=("a",))
+    infer = inference_fn(
+        Variables(*({name: x.float() for name, x in part.items()} for part in weights_of(config))), config=config
+    )
+    for packed in (32, 0):  # the stem, 16 depthwise and 15 that expand
+        with Packed() as seen:
+            infer(torch.randn(1, 3, 32, 32))
+        assert seen.count == packed
+
+
+def test_a_pytorch_without_the_private_operations_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise AttributeError
+
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", missing)
+    assert not onednn_fuses.__wrapped__()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own

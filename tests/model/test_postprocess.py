@@ -319,6 +319,54 @@ def test_fixed_shapes_change_nothing(method, framed, box_voting_iou, score_thres
     assert [x.shape for x in padded] == [(3, 70, 4), (3, 70), (3, 70)]
 
 
+DEPENDS = [
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "_unique2",
+    "unique_dim",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_scatter",
+]
+
+
+@pytest.mark.parametrize("box_voting_iou", [None, 0.6])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("candidates", [200, 1500])
+def test_fixed_shapes_wait_for_no_value(method, box_voting_iou, candidates):
+    """A GPU is read once, at the end."""
+
+    class Watch(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            masks = (
+                [x for x in args[1] if x is not None and x.dtype == torch.bool]
+                if name.startswith("index") and isinstance(args[1], (list, tuple))
+                else []
+            )
+            self.seen += name in DEPENDS or bool(masks)
+            return func(*args, **(kwargs or {}))
+
+    outputs = random_outputs(5, batch=3, classes=8)
+    frame = {"scales": torch.tensor([0.5, 1, 2]), "sizes": torch.tensor([[60, 90], [32, 48], [15, 20]])}
+    settings_ = {"method": method, "box_voting_iou": box_voting_iou, "candidates": candidates, **frame}
+    with Watch() as fixed:
+        found = detect_padded(outputs, ANCHORS, fixed_shape=True, **settings_)
+    assert fixed.seen == 0
+    with Watch() as dynamic:
+        expected = detect_padded(outputs, ANCHORS, **settings_)
+    assert dynamic.seen > 3
+    assert torch.equal(found.labels, expected.labels)
+    boxes_near(found, expected)
+    meta = detect_padded(Outputs(*(x.to("meta") for x in outputs)), ANCHORS.to("meta"), method=method)
+    assert meta.boxes.shape == (3, 100, 4)  # of what is not on the CPU, by default
+
+
 def test_a_batch_of_none():
     assert detect(random_outputs(0, batch=0), ANCHORS) == []
 

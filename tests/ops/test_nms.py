@@ -243,7 +243,7 @@ def test_soft_scores_fall_and_fewer_are_the_first_of_all(seed, field, by_class, 
         torch.testing.assert_close(first_lowered, lowered[:limit], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("apart", "sizes"), [(True, {40}), (False, {40, 200})])
+@pytest.mark.parametrize(("apart", "sizes"), [(True, {40**2}), (False, {40**2, 200**2})])
 def test_soft_looks_at_all_boxes_only_where_it_must(apart, sizes):
     seen = set()
 
@@ -276,9 +276,21 @@ def test_reference(shared):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 35), st.sampled_from([0.3, 0.5]))
-def test_fixed_shape_nms_is_nms_and_soft_nms(seed, count, limit, iou_threshold):
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 30),
+    st.integers(1, 35),
+    st.sampled_from([0.3, 0.5]),
+    st.sampled_from([0, 1024]),
+)
+def test_fixed_shape_nms_is_nms_and_soft_nms(seed, count, limit, iou_threshold, matrix):
     """A batch of two scenes; rows beyond the last box have score 0."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fixed_shape_nms.__globals__, "MATRIX", matrix)
+        check_fixed_shape(seed, count, limit, iou_threshold)
+
+
+def check_fixed_shape(seed, count, limit, iou_threshold):
     scenes = [tensors(*scene(seed + i, count, levels=10**6)) for i in range(2)]
     boxes, scores, labels = (torch.stack(fields) for fields in zip(*scenes, strict=True))
     boxes, scores = boxes.double(), scores.double()

@@ -56,14 +56,17 @@ class SqueezeExcite(nn.Module):
         self.squeeze = Conv(channels, squeezed, bias=True)
         self.excite = Conv(squeezed, channels, bias=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> the same."""
+    def gate(self, x: Tensor) -> Tensor:
+        """float[B C H W] -> float[B C 1 1]."""
         # Not x.mean: its gradient would be written out in full, and in another memory format. On maps of one pixel a
         # linear layer is several times as fast as a convolution.
         mean = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
         squeezed = self.activation(F.linear(mean, self.squeeze.weight.flatten(1), self.squeeze.bias))
-        gate = F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()
-        return x * gate[..., None, None]
+        return F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()[..., None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B C H W] -> the same."""
+        return x * self.gate(x)
 
 
 class MBConv(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinydet.model.layers import ACTIVATIONS, BatchNorm, SeparableConvBlock, draw_normal, initialise
 
@@ -36,12 +37,14 @@ class Head(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Levels float[B C H_l W_l] -> float[B A num_outputs], A in the order of `tinydet.ops.anchors.anchors`."""
-        outputs = []
+        cells, last = [], self.predict.pointwise
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = self.activation(norms[level](conv(x)))  # type: ignore[index]
-            outputs.append(self.predict(x).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.num_outputs)))
-        return torch.cat(outputs, 1)
+            cells.append(self.predict.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2))
+        # Joined before the last, pointwise convolution, whose outputs have several times as many channels.
+        outputs = F.linear(torch.cat(cells, 1), last.weight.flatten(1), last.bias)
+        return outputs.flatten(1).unflatten(1, (-1, self.num_outputs))
 
 
 class ClassNet(Head):

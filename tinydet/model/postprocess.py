@@ -80,7 +80,7 @@ def detect_padded(
     method: str = "soft",
     iou_threshold: float = 0.5,
     box_voting_iou: float | None = BOX_VOTING_IOU,
-    fixed_shape: bool = False,
+    fixed_shape: bool | None = None,
 ) -> Detections:
     """Detect the objects of each image of a batch, padded to one number.
 
@@ -93,7 +93,8 @@ def detect_padded(
         scales: float[B] or [1], input pixels per original pixel; 1 without.
         method: "soft" for the Gaussian NMS of the published AP, "hard" for greedy NMS with `iou_threshold`.
         box_voting_iou: of `tinydet.ops.nms.box_voting`; None leaves the boxes as suppression kept them.
-        fixed_shape: use operations only whose shapes do not depend on values, for export; slow otherwise.
+        fixed_shape: use operations only whose shapes do not depend on values, as export must, and a GPU, which would
+            wait for the CPU; a CPU is faster without. By default where the outputs are not on the CPU.
 
     Returns:
         Detections in original pixels: float[B D 4], float[B D], int64[B D], D = `max_detections`. Rows without an
@@ -121,7 +122,7 @@ def detect_padded(
         return box_voting(boxes, scores, labels, keep, iou_threshold=box_voting_iou)
 
     limits: dict[str, Any] = {"max_detections": max_detections}
-    if fixed_shape:
+    if logits.device.type != "cpu" if fixed_shape is None else fixed_shape:
         keep, kept = fixed_shape_nms(boxes, scores, labels, method=method, iou_threshold=iou_threshold, **limits)
         found = kept > (score_threshold if method == "soft" else 0)
         refined = refine(boxes, scores, labels, keep).where(found[..., None], 0)
@@ -151,7 +152,7 @@ def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     classes at these anchors. Of those few all pairs are sorted.
     """
     classes = logits.shape[2]
-    width = min(classes, 8)
+    width = max((n for n in range(4, 11) if classes % n == 0), default=min(classes, 8))  # without a rest, if it can be
     anchor, logits = _best_rows(logits, count)
     groups = F.pad(logits, (0, -classes % width), value=-torch.inf).unflatten(2, (-1, width))  # [B R G width]
     group, logits = _best_rows(groups.flatten(1, 2), count)

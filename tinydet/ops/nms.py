@@ -12,6 +12,7 @@ from tinydet.ops.boxes import at_least_float32, iou
 METHODS = ("soft", "hard")
 SMALLEST_WEIGHT = 1e-16  # of a box in a mean of boxes
 SIGMA = 0.5  # the width of the Gaussian of soft NMS behind EfficientDet's published AP
+MATRIX = 1024  # boxes up to which all pairs are compared at once, in memory of N^2; of more, one kept box at a time
 
 
 def nms(
@@ -87,6 +88,12 @@ def soft_nms(
         keep, kept = soft_nms(*few, sigma=sigma, score_threshold=score_threshold, max_detections=limit)
         if best[-1] < (kept[-1] if len(keep) == limit else score_threshold):
             return some[keep], kept.to(dtype)
+
+    def decay(rows: Tensor | slice) -> Tensor:  # int64[P] -> float[P N]: what these boxes leave of the scores
+        left = torch.exp(-iou(boxes[rows], boxes).square() / sigma)
+        return left if labels is None else left.where(labels[rows, None] == labels, 1)
+
+    every = decay(slice(None)) if len(boxes) <= MATRIX else None
     rows, kept_scores = [scores[:0].long()], [scores[:0]]
     for _ in range(limit):
         score, row = scores.max(0, keepdim=True)
@@ -94,10 +101,8 @@ def soft_nms(
             break
         rows.append(row)
         kept_scores.append(score)
-        decay = torch.exp(-iou(boxes[row], boxes)[0].square() / sigma)
-        if labels is not None:
-            decay = decay.where(labels == labels[row], 1)
-        scores = (scores * decay).index_fill(0, row, 0)  # settled
+        left = decay(row) if every is None else every[row]
+        scores = (scores * left[0]).index_fill(0, row, 0)  # settled
     return torch.cat(rows), torch.cat(kept_scores).to(dtype)
 
 
@@ -106,7 +111,7 @@ def fixed_shape_nms(
 ) -> tuple[Tensor, Tensor]:
     """Suppress as `nms` ("hard") or `soft_nms` ("soft"), for a batch.
 
-    No shape depends on values, so that it can be exported. It takes memory of B N^2.
+    No shape depends on values, so that it can be exported, and a GPU does not wait for the CPU.
 
     Args:
         boxes, scores, labels: float[B N 4], float[B N] and int64[B N]; scores are positive, 0 where there is no box.
@@ -115,16 +120,23 @@ def fixed_shape_nms(
         int64[B D] and float[B D]: kept rows, best first, and their scores; 0 where none is left.
     """
     dtype, boxes, scores = scores.dtype, at_least_float32(boxes), at_least_float32(scores)
-    overlap = iou(boxes, boxes)  # [B N N]
-    decay = torch.exp(-overlap.square() / SIGMA) if method == "soft" else (overlap <= iou_threshold).to(scores.dtype)
-    decay = decay.where(labels[:, :, None] == labels[:, None], 1)
+
+    def decay(some: Tensor, classes: Tensor) -> Tensor:  # boxes float[B P 4] -> float[B P N]: what they leave of scores
+        overlap = iou(some, boxes)
+        left = torch.exp(-overlap.square() / SIGMA) if method == "soft" else (overlap <= iou_threshold).to(scores.dtype)
+        return left.where(classes[..., None] == labels[:, None], 1)
+
+    every = decay(boxes, labels) if boxes.shape[1] <= MATRIX else None
     rows, kept_scores = [], []
     for _ in range(max_detections):
         score, row = scores.max(1, keepdim=True)
         rows.append(row)
         kept_scores.append(score)
-        scores = scores * decay.gather(1, row[..., None].expand(-1, -1, boxes.shape[1]))[:, 0]
-        scores = scores.scatter(1, row, 0.0)  # settled
+        if every is None:
+            left = decay(boxes.gather(1, row[..., None].expand(-1, -1, 4)), labels.gather(1, row))
+        else:
+            left = every.gather(1, row[..., None].expand(-1, -1, boxes.shape[1]))
+        scores = (scores * left[:, 0]).scatter(1, row, 0.0)  # settled
     return torch.cat(rows, 1), torch.cat(kept_scores, 1).to(dtype)
 
 
