@@ -25,7 +25,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int =
 
     On CPU the gradient of a kernel wider than 3 takes a third of the time of `F.conv2d(..., groups=C)`.
     """
-    slow = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    slow = not _on_cpu(x) or torch.is_autocast_enabled("cpu")
     if weight.shape[-1] <= FAST_WIDTH or slow or _traced():
         return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
     return _DepthwiseConv.apply(x, weight, stride, padding)
@@ -64,7 +64,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     On CPU in one thread, where PyTorch leaves oneDNN, as a matrix product of channels-last memory; in several, the
     bias's gradient is a sum: oneDNN takes as long for it as for the other two.
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not _on_cpu(x) or torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias)
     if torch.get_num_threads() == 1:
         return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
@@ -168,6 +168,11 @@ def _gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tup
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)[by]
 
 
+def _on_cpu(x: Tensor) -> bool:
+    """Whether shapes may depend on values, for which a GPU would have to be waited for."""
+    return x.device.type == "cpu"
+
+
 def _traced() -> bool:
     """Whether a function is compiled or transformed by torch.func, which follow torch's own functions alone."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -195,20 +200,23 @@ class _FocalLossSum(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
         x, labels = logits.detach().reshape(-1, logits.shape[-1]), labels.reshape(-1)
         gradient = torch.empty_like(x)
-        rows = len(x) if x.is_cuda else max(1, CHUNK // x.shape[-1])
+        rows = max(1, CHUNK // x.shape[-1] if _on_cpu(x) else len(x))
         ignored = (labels == IGNORE)[:, None]
         chunks = zip(*(tensor.split(rows) for tensor in (x, ignored, gradient)), strict=True)
         sums = []
         for part, out, into in chunks:
-            sums.append(_negatives(part.masked_fill(out, -torch.inf) if out.any() else part, into, gamma))
+            sums.append(
+                _negatives(part if _on_cpu(x) and not out.any() else part.masked_fill(out, -torch.inf), into, gamma)
+            )
         negatives = torch.stack(sums).sum()
 
-        row = (labels >= 0).nonzero()[:, 0]
-        place = row, labels[row]
-        positive_gradient = torch.empty_like(x[place])
-        negatives -= _negatives(x[place], positive_gradient, gamma)
-        positives = _negatives(-x[place], positive_gradient, gamma)
-        gradient[place] = positive_gradient * (alpha / (alpha - 1))
+        positive = labels >= 0
+        row = positive.nonzero()[:, 0] if _on_cpu(x) else torch.arange(len(labels), device=labels.device)
+        place, positive = (row, labels[row].clamp(0, x.shape[-1] - 1)), positive[row]
+        logit, positive_gradient = x[place], torch.empty_like(x[place])
+        negatives -= _negatives(logit.where(positive, -torch.inf), positive_gradient, gamma)
+        positives = _negatives((-logit).where(positive, -torch.inf), positive_gradient, gamma)
+        gradient[place] = torch.where(positive, positive_gradient * (alpha / (alpha - 1)), gradient[place])
         ctx.save_for_backward(gradient.view_as(logits))
         ctx.scale = 1 - alpha
         return ((1 - alpha) * negatives + alpha * positives).to(logits.dtype)
@@ -252,7 +260,7 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
 
     Shapes depend on values, which torch.func cannot follow, and a GPU would have to wait. The threshold is positive.
     """
-    if boxes.device.type != "cpu" or not len(boxes):
+    if not _on_cpu(boxes) or not len(boxes):
         return _assign_batch(boxes, labels, anchors, iou_threshold=iou_threshold)
     blocks = F.pad(anchors, (0, 0, 0, -len(anchors) % BLOCK)).T.contiguous().unflatten(1, (-1, BLOCK))  # [4 N BLOCK]
     low, high, areas = blocks[:2].amin(2).T, blocks[2:].amax(2).T, area(blocks.movedim(0, -1))
