@@ -280,6 +280,7 @@ def test_the_step_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch, pre
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_the_network_is_one_graph_that_is_compiled_once() -> None:
     """Whatever step it is; and the compiled network trains as the other does."""
+    torch._dynamo.reset()  # what other tests compiled
     compiled, state = meta_model(CONFIG), initial()
     compiled.compile(fullgraph=True, backend="aot_eager")
     expected, found = state, state
