@@ -102,7 +102,7 @@ def test_squeeze_excite_is_its_formula():
     x = torch.randn(2, 12, 5, 4)
     squeeze, excite = layer.squeeze.weight[:, :, 0, 0], layer.excite.weight[:, :, 0, 0]
     hidden = swish(x.mean((2, 3)) @ squeeze.T + layer.squeeze.bias)
-    expected = x * torch.sigmoid(hidden @ excite.T + layer.excite.bias)[:, :, None, None]
+    expected = torch.sigmoid(hidden @ excite.T + layer.excite.bias)
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -138,7 +138,7 @@ def test_block_is_its_formula():
     x = torch.randn(2, 8, 6, 7)
     y = swish(norm(F.conv2d(x, block.expand.weight), block.expand_norm))
     y = swish(norm(F.conv2d(y, block.depthwise.weight, padding=2, groups=48), block.depthwise_norm))
-    y = block.squeeze_excite(y)
+    y = y * block.squeeze_excite(y)[..., None, None]
     assert block.squeeze_excite.squeeze.out_channels == 2  # a quarter of the block's 8 inputs
     y = norm(F.conv2d(y, block.project.weight), block.project_norm)  # linear: no activation after it
     torch.testing.assert_close(block(x), x + y, atol=1e-5, rtol=1e-5)

@@ -1,6 +1,8 @@
 """The faster variants are what they are variants of, gradients and their gradients included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,34 +37,33 @@ def case(request: pytest.FixtureRequest) -> tuple[Conv, Conv, Tensor, Tensor]:
     return fast, plain, x, weight
 
 
-def test_value_and_gradients(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
-    fast, plain, x, weight = case
-    assert torch.equal(fast(x, weight), plain(x, weight))
-    found, expected = (
-        torch.func.grad(lambda x, weight, conv=conv: conv(x, weight).sin().sum(), argnums=(0, 1))(x, weight)
-        for conv in (fast, plain)
+def test_depthwise_conv(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
+    fast, plain, *arguments = case
+    same_function(fast, plain, *arguments)
+    assert torch.equal(fast(*arguments), plain(*arguments))
+
+
+def same_function(fast: Callable[..., Any], plain: Callable[..., Any], *arguments: Tensor) -> None:
+    """Compare values, gradients, by one argument alone too, their gradients, and the same by torch.func."""
+    leaves = [x.clone().requires_grad_() for x in arguments]
+    torch.testing.assert_close(fast(*leaves), plain(*leaves))
+
+    def loss(function: Callable[..., Any], *leaves: Tensor) -> Tensor:
+        values = function(*leaves)
+        return sum(y.sin().sum() for y in (values if isinstance(values, tuple) else (values,)))
+
+    def gradients(function: Callable[..., Any]) -> list[Any]:
+        first = torch.autograd.grad(loss(function, *leaves), leaves, create_graph=True)
+        alone = torch.autograd.grad(loss(function, *(x.detach() for x in leaves[:-1]), leaves[-1]), leaves[-1])
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves, allow_unused=True)  # type: ignore[arg-type]
+        return [first, alone, second]
+
+    torch.testing.assert_close(gradients(fast), gradients(plain))
+    by = tuple(range(len(leaves)))
+    torch.testing.assert_close(
+        torch.func.grad(lambda *x: loss(fast, *(y * 1 for y in x)), argnums=by)(*arguments),
+        torch.autograd.grad(loss(plain, *leaves), leaves),
     )
-    torch.testing.assert_close(found, expected)
-
-
-def test_gradient_of_the_kernel_alone(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
-    fast, plain, x, weight = case
-    leaf = weight.requires_grad_()
-    found, expected = (torch.autograd.grad(conv(x, leaf).sin().sum(), leaf) for conv in (fast, plain))
-    torch.testing.assert_close(found, expected)
-
-
-def test_gradient_of_the_gradient(case: tuple[Conv, Conv, Tensor, Tensor]) -> None:
-    fast, plain, x, weight = case
-    tangent = torch.randn_like(weight)
-
-    def curvature(conv: Conv) -> Tensor:
-        def loss(weight: Tensor) -> Tensor:
-            return conv(x, weight).sin().sum()
-
-        return torch.func.jvp(torch.func.grad(loss), (weight,), (tangent,))[1]
-
-    torch.testing.assert_close(curvature(fast), curvature(plain))
 
 
 def test_the_kernels_gradient_takes_no_wide_convolution() -> None:
@@ -71,6 +72,63 @@ def test_the_kernels_gradient_takes_no_wide_convolution() -> None:
         torch.autograd.grad(depthwise_conv(x, weight, padding=2).sum(), weight)
     shapes = [event.input_shapes for event in profile.events() if event.name == "aten::convolution_backward"]
     assert [shape[2] for shape in shapes] == [[4, 1, 5, 3], [4, 1, 5, 2]]
+
+
+# Pointwise convolutions, padding, relu6
+
+
+def random(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Draw tensors in float64, those of four axes in channels-last memory."""
+    torch.manual_seed(0)
+    drawn = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    return [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in drawn]
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_pointwise_conv() -> None:
+    same_function(kernels.pointwise_conv, F.conv2d, *random((2, 3, 4, 5), (6, 3, 1, 1), (6,)))
+    same_function(kernels.pointwise_conv, F.conv2d, *random((2, 3, 4, 5), (6, 3, 1, 1)))
+
+
+def test_gated_conv() -> None:
+    plain = lambda x, gate, weight: F.conv2d(x * gate[..., None, None], weight)  # noqa: E731
+    same_function(kernels.gated_conv, plain, *random((2, 6, 4, 5), (2, 6), (3, 6, 1, 1)))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_pointwise_conv_norm(mean: float) -> None:
+    def plain(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = F.conv2d(x, weight)
+        var, expected = torch.var_mean(y, (0, 2, 3), unbiased=False)
+        return F.batch_norm(y, None, None, scale, shift, training=True, eps=1e-2), expected, var
+
+    x, *params = random((2, 3, 4, 5), (6, 3, 1, 1), (6,), (6,))
+    same_function(partial(kernels.pointwise_conv_norm, eps=1e-2), plain, x + mean, *params)
+
+
+def test_pad() -> None:
+    for border, value in (((0, 1, 2, 3), 0.0), ((2, 0, 0, 0), -torch.inf), ((0, 0, 0, 0), 1.0)):
+        plain = lambda x, border=border, value=value: F.pad(x, border, value=value).exp()  # noqa: E731
+        fast = lambda x, border=border, value=value: kernels.pad(x, *border, value=value).exp()  # noqa: E731
+        same_function(fast, plain, *random((2, 3, 4, 5)))
+
+
+def test_relu6_keeps_only_its_result() -> None:
+    same_function(lambda x: kernels.relu6(5 * x), lambda x: F.relu6(5 * x), *random((2, 3, 4, 5)))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        argument = torch.randn(4, requires_grad=True) * 1
+        result = kernels.relu6(argument)
+    assert argument.data_ptr() == result.data_ptr() == kept[-1].data_ptr()
 
 
 # Focal loss

@@ -1,6 +1,7 @@
 """A training step does what the plain PyTorch loop does, and leaves the state that it is given as it was."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.checkpoints import assert_same
 from tinydet.data.loader import Batch
@@ -19,6 +21,7 @@ from tinydet.model.efficientdet import EfficientDet, Outputs, meta_model
 from tinydet.model.functional import Variables, apply, params_and_buffers
 from tinydet.model.layers import BatchNorm
 from tinydet.model.postprocess import model_anchors, normalize
+from tinydet.ops import kernels
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
 from tinydet.training.choices import frozen_modules
@@ -228,6 +231,69 @@ def test_an_image_draws_by_its_name_the_step_and_the_seed_alone() -> None:
     assert shares == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0], abs=0.02)  # three standard deviations
 
 
+# Nothing of it depends on values
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations whose result a GPU would have to be waited for."""
+
+    WAITING = re.compile("_local_scalar_dense|nonzero|masked_select|unique|bincount|repeat_interleave|equal|is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+        if self.WAITING.search(func.overloadpacket.__name__) or (
+            by_mask and any(x is not None and x.dtype == torch.bool for x in args[1])
+        ):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_a_step_waits_for_no_value(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype, on_cpu: bool) -> None:
+    """As it is elsewhere than on a CPU; there, where that costs nothing, it looks for objects and into labels."""
+    if not on_cpu:
+        monkeypatch.setattr(kernels, "_on_cpu", lambda x: False)
+        monkeypatch.setattr(kernels, "check_labels", lambda labels, classes: None)
+    begin = initial(adamw())._replace(loss_scale=256.0 if precision == torch.float16 else 1.0)
+    how: dict[str, Any] = {"model": MODEL, "lr": 1e-3, "anchors": ANCHORS, "precision": precision}
+    with Counter() as counter:
+        train_step(begin, batch_of(0), check=False, **how)
+    assert bool(counter.found) == on_cpu, counter.found
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_step_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
+    begin, how = initial(), {"model": MODEL, "lr": 1e-3, "optimizer": SGD_PLAIN, "precision": precision}
+    expected, measured = train_step(begin, batch_of(0), **how)  # type: ignore[arg-type]
+    monkeypatch.setattr(kernels, "_on_cpu", lambda x: False)
+    found, metrics = train_step(begin, batch_of(0), **how)  # type: ignore[arg-type]
+    torch.testing.assert_close(tuple(metrics.losses), tuple(measured.losses), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.params, expected.params, rtol=1e-3, atol=1e-3)
+    assert torch.equal(metrics.positives, measured.positives)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_the_network_is_one_graph_that_is_compiled_once() -> None:
+    """Whatever step it is; and the compiled network trains as the other does."""
+    torch._dynamo.reset()  # what other tests compiled
+    compiled, state = meta_model(CONFIG), initial()
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    expected, found = state, state
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(2):
+            how: dict[str, Any] = {"lr": 1e-3, "optimizer": SGD_PLAIN, "anchors": ANCHORS}
+            expected, told = train_step(expected, batch_of(seed), model=MODEL, **how)
+            found, metrics = train_step(found, batch_of(seed), model=compiled, **how)
+            torch.testing.assert_close(tuple(metrics.losses), tuple(told.losses), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.buffers, expected.buffers, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.params, expected.params, rtol=1e-2, atol=1e-3)
+
+
 # Averages
 
 
@@ -274,10 +340,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(case: str) -> None:
 # Frozen modules
 
 
-def test_labels_that_count_from_1_are_an_error() -> None:
+def test_labels_that_count_from_1_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(0)
     batch = batch._replace(labels=batch.labels.where(batch.labels < 0, batch.labels + 1))
     with pytest.raises(InputError, match=r"^label 2: there are 2 classes"):
+        train_step(initial(), batch, model=MODEL, lr=0.1, optimizer=SGD_PLAIN)
+    monkeypatch.setattr(kernels, "check_labels", lambda labels, classes: None)
+    with pytest.raises(InputError, match=r"^a label of frame 0a, frame 0b is beyond the 2 classes"):
         train_step(initial(), batch, model=MODEL, lr=0.1, optimizer=SGD_PLAIN)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinydet.model.layers import ACTIVATIONS, BatchNorm, Conv, drop_path, initialise
+from tinydet.model.layers import ACTIVATIONS, BatchNorm, Conv, conv_norm, drop_path, initialise
+from tinydet.ops.kernels import gated_conv
 
 # expansion, kernel size, stride, channels, repeats of each stage of B0. Reference: EfficientNet table 1.
 STAGES = (
@@ -48,7 +49,7 @@ def scaled_stages(name: str) -> list[tuple[int, int, int, int, int]]:
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention: x * sigmoid(W2 act(W1 mean(x)))."""
+    """Channel attention: the gate sigmoid(W2 act(W1 mean(x))), by which x is multiplied."""
 
     def __init__(self, channels: int, squeezed: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -56,17 +57,13 @@ class SqueezeExcite(nn.Module):
         self.squeeze = Conv(channels, squeezed, bias=True)
         self.excite = Conv(squeezed, channels, bias=True)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> float[B C 1 1]."""
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B C H W] -> float[B C]."""
         # Not x.mean: its gradient would be written out in full, and in another memory format. On maps of one pixel a
         # linear layer is several times as fast as a convolution.
         mean = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
         squeezed = self.activation(F.linear(mean, self.squeeze.weight.flatten(1), self.squeeze.bias))
-        return F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()[..., None, None]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> the same."""
-        return x * self.gate(x)
+        return F.linear(squeezed, self.excite.weight.flatten(1), self.excite.bias).sigmoid()
 
 
 class MBConv(nn.Module):
@@ -103,11 +100,13 @@ class MBConv(nn.Module):
         """float[B C H W], and float[B] for stochastic depth -> float[B C' ceil(H/stride) ceil(W/stride)]."""
         y = x
         if self.expand is not None and self.expand_norm is not None:
-            y = self.activation(self.expand_norm(self.expand(y)))
+            y = self.activation(conv_norm(self.expand, self.expand_norm, y))
         y = self.activation(self.depthwise_norm(self.depthwise(y)))
-        if self.squeeze_excite is not None:
-            y = self.squeeze_excite(y)
-        y = self.project_norm(self.project(y))
+        if self.squeeze_excite is None:
+            y = self.project(y)
+        else:
+            y = gated_conv(y, self.squeeze_excite(y), self.project.weight, self.project.bias)
+        y = self.project_norm(y)
         if not self.residual:
             return y
         return x + (y if draw is None or not self.drop else drop_path(y, draw, self.drop))

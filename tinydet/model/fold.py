@@ -37,11 +37,8 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
     model.load_state_dict(fold_batch_norm(variables, config), assign=True)
     if compile:
         return torch.inference_mode()(torch.compile(model))
-    for module in [*model.modules()]:
-        if isinstance(module, MBConv) and module.squeeze_excite is not None:
-            module.project = GatedConv(module.squeeze_excite, module.project)  # type: ignore[assignment]
-            module.squeeze_excite = None
-        elif isinstance(module, FoldedConv):
+    for module in model.modules():
+        if isinstance(module, FoldedConv):
             single = module.weight.dtype == torch.float32
             module.fused = on_cpu and single and bool(module.activation) and onednn_fuses()
     return torch.inference_mode()(model)
@@ -119,19 +116,6 @@ class FoldedConv(Conv):
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, x.shape)
             self.packed = key, weight
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *settings, *ONEDNN[self.activation])
-
-
-class GatedConv(nn.Module):
-    """A squeeze-and-excite and the pointwise convolution behind it: of one image, its gate scales the kernel."""
-
-    def __init__(self, excite: SqueezeExcite, conv: Conv) -> None:
-        super().__init__()
-        self.excite, self.conv = excite, conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B C H W] -> float[B C' H W]."""
-        gate = self.excite.gate(x)
-        return F.conv2d(x, self.conv.weight * gate, self.conv.bias) if len(x) == 1 else self.conv(x * gate)
 
 
 def fold_batch_norm(variables: Variables, config: ModelConfig) -> Params:

@@ -55,13 +55,15 @@ def apply(
     if train:
         for module in model.modules():
             if isinstance(module, BatchNorm):
-                module.momentum, module.all_reduce = momentum, all_reduce
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}  # functional_call updates them in place
+                module.momentum, module.all_reduce = 1.0, all_reduce  # a number that changed would be compiled anew
+    # functional_call updates them in place.
+    seen = {name: buffer.clone() for name, buffer in buffers.items()} if train else buffers
     for name in frozen:
         model.get_submodule(name).training = False
     try:
         # No weight of ours has two names; to look for such costs as much as a twentieth of a small network.
-        return functional_call(model, (params, buffers), inputs, strict=True, tie_weights=False), buffers
+        outputs = functional_call(model, (params, seen), inputs, strict=True, tie_weights=False)
+        return outputs, ema_update(buffers, seen, decay=1 - momentum) if train else buffers
     finally:
         if frozen:
             model.train(train)

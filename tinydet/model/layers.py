@@ -1,14 +1,13 @@
 """The layers that every part of the network is made of."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinydet.ops.kernels import depthwise_conv
+from tinydet.ops.kernels import depthwise_conv, pad, pointwise_conv, pointwise_conv_norm, relu6
 
 PADDINGS = ("same", "symmetric")  # TensorFlow's, right and bottom heavier at stride 2; alike on both sides
 
@@ -18,9 +17,8 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
-# Each is applied to a tensor that nothing else reads; the gradient of relu6 needs only its output, so that it may
-# overwrite its argument.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": partial(F.relu6, inplace=True)}
+# Each is applied to a tensor that nothing else reads, which relu6 overwrites.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swish": swish, "relu6": relu6}
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -32,7 +30,7 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
 def pad_same(x: Tensor, kernel_size: int, stride: int, *, value: float = 0.0) -> Tensor:
     """Pad the border as SAME does. float[B C H W] -> float[B C H' W']."""
     vertical, horizontal = (same_padding(size, kernel_size, stride) for size in x.shape[-2:])
-    return F.pad(x, (*horizontal, *vertical), value=value)
+    return pad(x, *horizontal, *vertical, value=value)
 
 
 class Conv(nn.Conv2d):
@@ -60,6 +58,8 @@ class Conv(nn.Conv2d):
             x, padding = pad_same(x, kernel_size, stride), 0
         if self.bias is None and 1 < self.groups == self.out_channels:
             return depthwise_conv(x, self.weight, stride=stride, padding=padding)
+        if kernel_size == stride == self.groups == 1:
+            return pointwise_conv(x, self.weight, self.bias)
         return F.conv2d(x, self.weight, self.bias, stride, padding, groups=self.groups)
 
 
@@ -88,6 +88,18 @@ class BatchNorm(nn.Module):
         if not self.training or self.all_reduce is None:
             return F.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
         return _SyncedBatchNorm.apply(x, *running, self.weight, self.bias, self.momentum, self.eps, self.all_reduce)
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a pointwise convolution to more channels, and its batch norm. float[B C H W] -> float[B C' H W]."""
+    slow = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if slow or not isinstance(norm, BatchNorm) or not norm.training or norm.all_reduce is not None:
+        return norm(conv(x))
+    y, mean, var = pointwise_conv_norm(x, conv.weight, norm.weight, norm.bias, eps=norm.eps)
+    count = y.numel() // y.shape[1]
+    norm.running_mean.lerp_(mean.detach(), norm.momentum)
+    norm.running_var.lerp_(var.detach() * count / (count - 1), norm.momentum)
+    return y
 
 
 class _SyncedBatchNorm(torch.autograd.Function):

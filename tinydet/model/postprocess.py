@@ -31,8 +31,8 @@ class Detections(NamedTuple):
 
 def normalize(images: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Normalise images to network input: (x / 255 - mean) / std. uint8[B 3 H W] -> float32[B 3 H W]."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
+    affine = torch.tensor([[[[1 / (255 * s)]], [[-m / s]]] for m, s in zip(mean, std, strict=True)])
+    scale, shift = affine.to(images.device, non_blocking=True).unbind(1)
     return torch.addcmul(shift, images.to(torch.float32), scale)
 
 

@@ -25,7 +25,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int =
 
     On CPU the gradient of a kernel wider than 3 takes a third of the time of `F.conv2d(..., groups=C)`.
     """
-    if weight.shape[-1] <= FAST_WIDTH or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    slow = not _on_cpu(x) or torch.is_autocast_enabled("cpu")
+    if weight.shape[-1] <= FAST_WIDTH or slow or _traced():
         return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
     return _DepthwiseConv.apply(x, weight, stride, padding)
 
@@ -33,17 +34,11 @@ def depthwise_conv(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int =
 class _DepthwiseConv(torch.autograd.Function):
     """Depthwise convolution, the gradient of its kernel taken three columns at a time, each over the moved image."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
-        x, weight, ctx.stride, ctx.padding = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.stride, ctx.padding = stride, padding
         ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -62,16 +57,126 @@ class _DepthwiseConv(torch.autograd.Function):
             weight_grad = torch.cat(columns, -1)
         return x_grad, weight_grad, None, None
 
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve pointwise. float[B C H W], float[C' C 1 1], float[C'] -> float[B C' H W].
+
+    On CPU in one thread, where PyTorch leaves oneDNN, as a matrix product of channels-last memory; in several, the
+    bias's gradient is a sum: oneDNN takes as long for it as for the other two.
+    """
+    if not _on_cpu(x) or torch.is_autocast_enabled("cpu") or _traced():
+        return F.conv2d(x, weight, bias)
+    if torch.get_num_threads() == 1:
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight) if bias is None else _PointwiseConv.apply(x, weight, bias)
+
+
+class _PointwiseConv(torch.autograd.Function):
+    """Pointwise convolution with a bias."""
+
     @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, weight_tangent: Tensor, *_: None) -> Tensor:
-        (x, weight), conv = ctx.saved_tensors, _DepthwiseConv.forward
-        return conv(x_tangent, weight, ctx.stride, ctx.padding) + conv(x, weight_tangent, ctx.stride, ctx.padding)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        grad = grad.contiguous(memory_format=torch.channels_last)  # or the sum would take many times as long
+        settings = None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*ctx.needs_input_grad[:2], False]
+        x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(grad, *ctx.saved_tensors, *settings)
+        return x_grad, weight_grad, grad.permute(0, 2, 3, 1).flatten(0, 2).sum(0)
+
+
+def gated_conv(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve x * gate pointwise. float[B C H W], float[B C], float[C' C 1 1], float[C'] -> float[B C' H W].
+
+    It is the kernel that is multiplied, one an image: neither x * gate nor its gradient is ever written out.
+    """
+    if _traced():
+        return F.conv2d(x * gate[..., None, None], weight, bias)
+    rows, kernels = x.permute(0, 2, 3, 1).flatten(1, 2), (weight.flatten(1) * gate[:, None]).mT  # [B HW C], [B C C']
+    y = rows @ kernels if bias is None else torch.baddbmm(bias, rows, kernels)
+    return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+def pointwise_conv_norm(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise a pointwise convolution by its batch's statistics: those follow from the mean and covariance of x.
+
+    mean(W x) = W mean(x) and var(W x) = diag(W cov(x) W^T). The wider the output is than x, the more is saved: it is
+    written once, normalised, and its gradient needs nothing of it. float[B C H W], float[C' C 1 1], float[C'] ->
+    float[B C' H W], and its mean and variance before, float[C'].
+    """
+    kernel, mean = weight.flatten(1), x.mean((0, 2, 3))
+    centred = x - mean[:, None, None]
+    rows = centred.permute(0, 2, 3, 1).flatten(0, 2)
+    var = ((kernel @ (rows.mT @ rows / len(rows))) * kernel).sum(1)
+    scale = scale * (var + eps).rsqrt()
+    return pointwise_conv(centred, scale[:, None, None, None] * weight, shift), kernel @ mean, var
+
+
+def relu6(x: Tensor) -> Tensor:
+    """Clamp to 0 .. 6. float[...] -> the same, which is overwritten: the gradient needs only the result.
+
+    `F.relu6(x, inplace=True)` keeps a copy of x for it.
+    """
+    return F.relu6(x) if _traced() else _Relu6.apply(x)
+
+
+class _Relu6(torch.autograd.Function):
+    """relu6 in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x.clamp_(0, 6))
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.hardtanh_backward(grad, *ctx.saved_tensors, 0, 6)
+
+
+def pad(x: Tensor, left: int, right: int, top: int, bottom: int, *, value: float = 0.0) -> Tensor:
+    """Pad the border, as `F.pad` does; only the border is filled, and the gradient is a view. -> float[B C H' W']."""
+    border = left, right, top, bottom
+    return F.pad(x, border, value=value) if _traced() else _Pad.apply(x, *border, value)
+
+
+class _Pad(torch.autograd.Function):
+    """The border padded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, left: int, right: int, top: int, bottom: int, value: float) -> Tensor:
+        height, width = x.shape[2:]
+        ctx.inside = ..., slice(top, top + height), slice(left, left + width)
+        shape = *x.shape[:2], top + height + bottom, left + width + right
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        y[ctx.inside] = x
+        for edge in (y[:, :, :top], y[:, :, top + height :], y[..., :left], y[..., left + width :]):
+            edge.fill_(value)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        return grad[ctx.inside], None, None, None, None, None
 
 
 def _gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], *, by: int) -> Tensor:
     """The gradient of a depthwise convolution by its image (0) or its kernels (1)."""
     settings = [stride, stride], padding, [1, 1], False, [0, 0], len(weight), [by == 0, by == 1, False]
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)[by]
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """Whether shapes may depend on values, for which a GPU would have to be waited for."""
+    return x.device.type == "cpu"
+
+
+def _traced() -> bool:
+    """Whether a function is compiled or transformed by torch.func, which follow torch's own functions alone."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def focal_loss_sum(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 1.5) -> Tensor:
@@ -96,20 +201,23 @@ class _FocalLossSum(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
         x, labels = logits.detach().reshape(-1, logits.shape[-1]), labels.reshape(-1)
         gradient = torch.empty_like(x)
-        rows = len(x) if x.is_cuda else max(1, CHUNK // x.shape[-1])
+        rows = max(1, CHUNK // x.shape[-1] if _on_cpu(x) else len(x))
         ignored = (labels == IGNORE)[:, None]
         chunks = zip(*(tensor.split(rows) for tensor in (x, ignored, gradient)), strict=True)
         sums = []
         for part, out, into in chunks:
-            sums.append(_negatives(part.masked_fill(out, -torch.inf) if out.any() else part, into, gamma))
+            sums.append(
+                _negatives(part if _on_cpu(x) and not out.any() else part.masked_fill(out, -torch.inf), into, gamma)
+            )
         negatives = torch.stack(sums).sum()
 
-        row = (labels >= 0).nonzero()[:, 0]
-        place = row, labels[row]
-        positive_gradient = torch.empty_like(x[place])
-        negatives -= _negatives(x[place], positive_gradient, gamma)
-        positives = _negatives(-x[place], positive_gradient, gamma)
-        gradient[place] = positive_gradient * (alpha / (alpha - 1))
+        positive = labels >= 0
+        row = positive.nonzero()[:, 0] if _on_cpu(x) else torch.arange(len(labels), device=labels.device)
+        place, positive = (row, labels[row].clamp(0, x.shape[-1] - 1)), positive[row]
+        logit, positive_gradient = x[place], torch.empty_like(x[place])
+        negatives -= _negatives(logit.where(positive, -torch.inf), positive_gradient, gamma)
+        positives = _negatives((-logit).where(positive, -torch.inf), positive_gradient, gamma)
+        gradient[place] = torch.where(positive, positive_gradient * (alpha / (alpha - 1)), gradient[place])
         ctx.save_for_backward(gradient.view_as(logits))
         ctx.scale = 1 - alpha
         return ((1 - alpha) * negatives + alpha * positives).to(logits.dtype)
@@ -153,7 +261,7 @@ def assign_batch(boxes: Tensor, labels: Tensor, anchors: Tensor, *, iou_threshol
 
     Shapes depend on values, which torch.func cannot follow, and a GPU would have to wait. The threshold is positive.
     """
-    if boxes.device.type != "cpu" or not len(boxes):
+    if not _on_cpu(boxes) or not len(boxes):
         return _assign_batch(boxes, labels, anchors, iou_threshold=iou_threshold)
     blocks = F.pad(anchors, (0, 0, 0, -len(anchors) % BLOCK)).T.contiguous().unflatten(1, (-1, BLOCK))  # [4 N BLOCK]
     low, high, areas = blocks[:2].amin(2).T, blocks[2:].amax(2).T, area(blocks.movedim(0, -1))

@@ -24,8 +24,8 @@ from tinydet.training.autosize import anchor_recall
 from tinydet.training.diagnose import data_notes, diagnose, diagnose_overfit, diagnose_start, everything_found
 from tinydet.training.events import Event, Message, Started, Stepped, Stopped, Validated
 from tinydet.training.folder import RUNS, claim_folder, new_folder, publish, write_start
-from tinydet.training.memory import less_memory, out_of_memory, too_many_images
-from tinydet.training.replay import save_step
+from tinydet.training.memory import out_of_memory, too_many_images
+from tinydet.training.pipeline import run_steps
 from tinydet.training.schedule import (
     Spent,
     best_row,
@@ -155,8 +155,8 @@ def run_epochs(
     first = history[-1]["step"] if history else 0
     none = EpochSums([0.0] * len(Losses._fields), [0] * len(config.classes))
     sums = EpochSums(**training["epoch"]) if training["epoch"] else none
-    epoch, done = divmod(state.step, budget.epoch_steps)
-    train_loader = training_batches(run, range(epoch, FOREVER if budget.seconds else budget.epochs), skip=done)
+    epoch, skip = divmod(state.step, budget.epoch_steps)
+    train_loader = training_batches(run, range(epoch, FOREVER if budget.seconds else budget.epochs), skip=skip)
     loading: dict[str, Any] = {"workers": settings.workers, "pin_memory": run.device.type == "cuda", "world": world}
     val_loader = val_batches(run.val_set, config, batch_size=settings.batch_size or 1, **loading)
     batches, found, stopped = stoppable(train_loader, run, stop), list[Detections](), False
@@ -164,31 +164,16 @@ def run_epochs(
     try:
         while state.step > first or not (stops_early(history, settings) or finished(budget, spent)):
             began = clock() - sums.seconds
-            while state.step == first or not should_validate(budget, spent):
-                asked = clock()
-                batch = next(batches).to(run.device)
-                waited = sums.waited + clock() - asked
-                lr = learning_rate(settings, history, share_done(budget, spent), warmup_share(budget, spent))
-                while True:
-                    micro_batches = run.micro_batches(micro_size)
-                    try:
-                        state, metrics = run.step(state, batch, lr=lr, micro_batches=micro_batches)
-                        break
-                    except FloatingPointError as error:
-                        path = save_step(out, run, state, batch, lr=lr, micro_batches=micro_batches)
-                        others = f" and those of {world.size - 1} other processes" if world.size > 1 else ""
-                        text = f"{error}{others}; tinydet train --replay {path} runs it again"
-                        raise FloatingPointError(text) from None
-                    except RuntimeError as error:
-                        if not out_of_memory(error) or micro_size == 1 or world.size > 1:
-                            raise
-                    micro_size = -(-min(micro_size, run.share) // 2)
-                    yield Message(less_memory(run.share, micro_size))
+            rates = partial(next_lr, run, history, began=began, clock=clock)
+            for done in run_steps(run, state, batches, out, micro_size=micro_size, next_lr=rates, clock=clock):
+                if isinstance(done, Message):
+                    yield done
+                    continue
+                state, metrics, lr, waited, micro_size = done
                 losses = [*map(add, sums.losses, torch.stack(metrics.losses).tolist())]
                 positives = [*map(add, sums.positives, metrics.positives.tolist())]
-                sums = EpochSums(losses, positives, lr, clock() - began, waited)
+                sums = EpochSums(losses, positives, lr, clock() - began, sums.waited + waited)
                 yield Stepped(state.step, metrics.losses)
-                spent = spend(run, history, state.step, elapsed=clock(), seconds=clock() - began)
 
             seconds, validating = clock() - began, clock()
             world.agree(partial(weights_of, state))
@@ -245,6 +230,16 @@ def stoppable(batches: Iterable[Batch], run: Run, stop: Callable[[], bool]) -> I
         if run.world.any(stop()):
             raise StopTraining
         yield batch
+
+
+def next_lr(run: Run, history: list[Row], step: int, *, began: float, clock: Callable[[], float]) -> float | None:
+    """Choose the learning rate of the next step after so many, or None to validate first."""
+    elapsed = clock()
+    spent = spend(run, history, step, elapsed=elapsed, seconds=elapsed - began)
+    if step > (history[-1]["step"] if history else 0) and should_validate(run.budget, spent):
+        return None
+    progress = share_done(run.budget, spent), warmup_share(run.budget, spent)
+    return learning_rate(run.settings, history, *progress)
 
 
 def spend(run: Run, history: list[Row], step: int, *, elapsed: float, seconds: float = 0.0) -> Spent:

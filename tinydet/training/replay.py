@@ -86,8 +86,9 @@ def replay(path: PathLike, *, device: torch.device | str = "cpu") -> Replay:
     for name, module in model.named_modules():
         module.register_forward_hook(partial(look, name))
     step = build_step(TrainSettings(**checkpoint.training["settings"]), model, frozen=failed["frozen"], device=device)
+    shown: Any = {"reduce": record, "all_reduce": lambda x: x}  # batch norms apart from their convolutions
     with suppress(FloatingPointError):  # this is what is looked into
-        step(state, batch, lr=lr, micro_batches=failed["micro_batches"], reduce=record)
+        step(state, batch, lr=lr, micro_batches=failed["micro_batches"], **shown)
     terms = {name: sums[name].item() for name in Losses._fields}
     grads = {name: grad for name, grad in sums.items() if name in state.params}
     terms["gradient norm"] = torch.nn.utils.get_total_norm(grads.values()).item()

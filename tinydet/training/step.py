@@ -29,6 +29,7 @@ class StepMetrics(NamedTuple):
     losses: Losses  # of the whole batch
     grad_norm: Tensor  # global norm of the gradient before clipping, a scalar
     positives: Tensor  # int64[K]: anchors assigned to an object of each class
+    unknown: Tensor  # int64[]: anchors assigned to an object of no class
 
 
 def identity(tensors: Params) -> Params:
@@ -52,6 +53,7 @@ def train_step(
     seed: int = 0,
     reduce: Callable[[Params], Params] = identity,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
+    check: bool = True,
 ) -> tuple[State, StepMetrics]:
     """Compute a batch's gradient and update parameters, batch-norm statistics and averages.
 
@@ -73,6 +75,8 @@ def train_step(
         reduce: sums a dict of tensors over the processes that share a batch, each of which has some of its images;
             identity for one. Losses and gradients are those of the whole batch.
         all_reduce: sums a tensor over them, for batch norms that see the images of all; each sees its own when None.
+        check: whether to wait for the loss. A step that does not is computed by a GPU while the next one is prepared;
+            its state is only worth what `check_step` makes of it.
 
     Returns:
         The state after the step, and measurements made before its update. With float16, a step whose scaled gradient
@@ -86,10 +90,13 @@ def train_step(
     if anchors is None:
         anchors = model_anchors(config, (batch.images.shape[-2], batch.images.shape[-1]), device=batch.images.device)
     targets = assign_batch(batch.boxes, batch.labels, anchors)
-    positives = torch.bincount(targets.labels[targets.labels >= 0], minlength=len(config.classes))
-    if len(positives) > len(config.classes):  # known without waiting for a GPU, which `check_labels` would have to
-        raise InputError(f"label {len(positives) - 1}: there are {len(config.classes)} classes, numbered from 0")
-    counts = reduce({"positives": positives, "images": positives.new_tensor(len(batch.images))})
+    numbers = targets.labels.flatten().clamp(-1, len(config.classes)) + 1  # with no object first, no class last
+    _, positives, unknown = (
+        torch.zeros(len(config.classes) + 2, dtype=torch.int64, device=numbers.device)
+        .scatter_add(0, numbers, torch.ones_like(numbers))
+        .split([1, len(config.classes), 1])
+    )
+    counts = reduce({"positives": positives, "images": positives.new_full((), len(batch.images))})
     positives, share = counts["positives"], len(batch.images) / counts["images"]
 
     def loss(learning: Params, buffers: Params, *examples: Tensor) -> tuple[Tensor, tuple[Params, Params]]:
@@ -109,7 +116,8 @@ def train_step(
     learning = trainable(state.params, frozen)
     # Batch norms of several processes meet in each part, where some may have no image.
     parts = micro_batches if all_reduce else max(1, min(micro_batches, len(batch.images)))
-    draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step).to(batch.images.device)
+    draws = stochastic_draws(batch.names, model.backbone.depth, seed=seed, step=state.step)
+    draws = draws.to(batch.images.device, non_blocking=True)
     examples = (batch.images, targets.labels, targets.deltas, draws)
     terms, buffers, grads = accumulate(value_and_grad(loss, has_aux=True), parts)(learning, state.buffers, *examples)
     # Statistics that are not those of all processes yet.
@@ -121,23 +129,35 @@ def train_step(
     if state.loss_scale != 1:
         grads = dict(zip(grads, torch._foreach_div(list(grads.values()), state.loss_scale), strict=True))
     norm = torch.nn.utils.get_total_norm(grads.values())
-    metrics = StepMetrics(losses, norm, positives)
-    if not (losses.total + norm).isfinite():
-        if losses.total.isfinite() and state.loss_scale > 1:
-            return state._replace(step=state.step + 1, loss_scale=state.loss_scale / 2), metrics
-        shown = ", ".join(f"{name} {value:g}" for name, value in {**losses._asdict(), "gradient norm": norm}.items())
-        raise FloatingPointError(f"step {state.step + 1}: the loss is not finite ({shown}) on {', '.join(batch.names)}")
+    metrics = StepMetrics(losses, norm, positives, unknown[0])
     grads = dict(zip(grads, torch._foreach_mul(list(grads.values()), (clip / (norm + 1e-6)).clamp(max=1)), strict=True))
     updated, moments = optimizer.update(learning, grads, state.moments, lr)
     params, decay = state.params | updated, min(ema_decay, ramp)
-    return State(
+    after = State(
         params=params,
         buffers=buffers,
         moments=moments,
         ema=Variables(*(ema_update(*pair, decay=decay) for pair in zip(state.ema, (params, buffers), strict=True))),
         step=state.step + 1,
         loss_scale=state.loss_scale * GROWTH if precision == torch.float16 else 1.0,
-    ), metrics
+    )
+    return check_step(state, after, metrics, names=batch.names) if check else after, metrics
+
+
+def check_step(before: State, after: State, metrics: StepMetrics, *, names: Sequence[str]) -> State:
+    """Return the state that comes of a step, whose measurements are waited for; arguments and errors of `train_step`.
+
+    It is the one before, but for the step's number and the loss scale, where a scaled gradient overflowed.
+    """
+    losses, norm, positives, unknown = metrics
+    if unknown:
+        raise InputError(f"a label of {', '.join(names)} is beyond the {len(positives)} classes, numbered from 0")
+    if (losses.total + norm).isfinite():
+        return after
+    if losses.total.isfinite() and before.loss_scale > 1:
+        return before._replace(step=before.step + 1, loss_scale=before.loss_scale / 2)
+    shown = ", ".join(f"{name} {value:g}" for name, value in {**losses._asdict(), "gradient norm": norm}.items())
+    raise FloatingPointError(f"step {before.step + 1}: the loss is not finite ({shown}) on {', '.join(names)}")
 
 
 def accumulate(gradient: Callable[..., Any], micro_batches: int) -> Callable[..., tuple[Params, Params, Params]]:
