@@ -99,8 +99,9 @@ def test_pointwise_conv() -> None:
 
 
 def test_gated_conv() -> None:
-    plain = lambda x, gate, weight: F.conv2d(x * gate[..., None, None], weight)  # noqa: E731
-    same_function(kernels.gated_conv, plain, *random((2, 6, 4, 5), (2, 6), (3, 6, 1, 1)))
+    plain = lambda x, gate, *kernel: F.conv2d(x * gate[..., None, None], *kernel)  # noqa: E731
+    for bias in [(3,)], []:
+        same_function(kernels.gated_conv, plain, *random((2, 6, 4, 5), (2, 6), (3, 6, 1, 1), *bias))
 
 
 @pytest.mark.usefixtures("threads")

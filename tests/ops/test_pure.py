@@ -76,6 +76,16 @@ SMOOTH: dict[str, tuple[Any, ...]] = {
         values(3, 1, 2, 4, 5),
         values(3, 2, 1, 5, 5),
     ),
+    "kernels.pointwise_conv": (kernels.pointwise_conv, values(3, 1, 2, 4, 5), values(3, 3, 2, 1, 1), values(3, 3)),
+    "kernels.gated_conv": (
+        kernels.gated_conv,
+        *(values(3, 2, 2, 4, 5), values(3, 2, 2), values(3, 3, 2, 1, 1), values(3, 3)),
+    ),
+    "kernels.pointwise_conv_norm": (
+        partial(kernels.pointwise_conv_norm, eps=0.1),
+        *(values(3, 2, 2, 4, 5), values(3, 3, 2, 1, 1), values(3, 3), values(3, 3)),
+    ),
+    "kernels.pad": (partial(kernels.pad, left=0, right=1, top=2, bottom=0), values(3, 2, 2, 4, 5)),
     "detection_loss": (detection_loss, values(3, 5, 3), values(3, 5, 4), LABELS.repeat(3, 1), values(3, 5, 4)),
 }
 # The rest: no tensor arguments, or results that jump.
@@ -140,8 +150,8 @@ def test_the_tables_name_every_function():
         contents = vars(importlib.import_module(f"tinydet.ops.{module.name}"))
         own = {k for k, v in contents.items() if inspect.isfunction(v) and v.__module__ == f"tinydet.ops.{module.name}"}
         names |= {f"kernels.{name}" if module.name == "kernels" else name for name in own if name[0] != "_"}
-    checks = {"at_least_float32", "check_labels"}  # which return their argument, or nothing
-    assert {name.split(",")[0] for name in [*SMOOTH, *OTHER]} == names - checks
+    others = {"at_least_float32", "check_labels", "kernels.relu6"}  # return or overwrite their argument, or nothing
+    assert {name.split(",")[0] for name in [*SMOOTH, *OTHER]} == names - others
 
 
 def test_names_of_the_wing_are_functions_whatever_was_loaded_before():
@@ -168,7 +178,7 @@ assert anchors is same is again and callable(assign) and callable(nms) and calla
 HALF = {
     name: (SMOOTH | OTHER)[name]
     for name in SMOOTH | OTHER
-    if not name.startswith(("focal", "huber", "kernels.d", "kernels.f"))
+    if not name.startswith(("focal", "huber", "kernels.d", "kernels.f", "kernels.g", "kernels.p"))
 }
 
 
@@ -211,10 +221,11 @@ def test_arguments_stay_and_results_are_new(name):
         assert torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
 
 
-def test_derivatives_are_numeric_ones(smooth):
+def test_derivatives_are_numeric_ones(smooth, request):
     function, arguments = smooth
     arguments = tuple(x.requires_grad_() for x in arguments)
-    assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True, check_batched_grad=True)
+    every = "kernels." not in request.node.name  # which are for the gradient of a step alone
+    assert torch.autograd.gradcheck(function, arguments, check_forward_ad=every, check_batched_grad=every)
 
 
 def test_torch_func_grad_is_autograds(smooth):

@@ -54,7 +54,7 @@ def test_a_sound_step_is_finite(state: State, tmp_path: Path) -> None:
     assert replay_lines(found).splitlines()[2] == "all is finite on this device"
 
 
-@pytest.mark.parametrize("layer", ["backbone.stages.1.0.project", "class_net.predict.pointwise"])
+@pytest.mark.parametrize("layer", ["backbone.stages.1.0.project", "class_net.convs.1.pointwise"])
 def test_the_first_layer_that_overflows_is_named(state: State, tmp_path: Path, layer: str) -> None:
     name = f"{layer}.weight"
     params = {**state.params, name: state.params[name].sign() * 3e38}
