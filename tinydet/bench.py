@@ -84,6 +84,7 @@ def find_ways(
     """
     option = f"--weights {shlex.quote(str(path))}"
     if isinstance(loaded, OnnxFile):
+        tell("an exported file is measured alone; give the weights that it was exported from to compare")
         return {"ONNX Runtime": Way(lambda: OnnxEngine(load_onnx(path, device=device)), option)}
     weights = loaded
 
