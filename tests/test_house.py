@@ -27,7 +27,7 @@ PLAN = [
     ("prediction views engines detector evaluation result_files tide", "numpy torch PIL supervision"),
     ("predict shard video export convert", "numpy torch PIL cv2 onnxruntime onnxscript"),
     ("training", "numpy torch filelock"),
-    ("plots runs run_images report check", "numpy torch PIL matplotlib jinja2"),
+    ("plots runs run_images report check bench", "numpy torch PIL matplotlib jinja2"),
     ("cli __main__", "click torch tinydet"),
 ]
 APART = {"ops": "data metrics", "data": "ops model weights metrics", "metrics": "ops model weights data"}

@@ -22,6 +22,7 @@ from tests.data.test_coco import annotation, content, write_coco
 from tests.data.test_yolo import YAML, write_yolo
 from tests.kitti_folders import label_line, write_kitti
 from tests.test_video import FRAMES, write_clip
+from tinydet import bench
 from tinydet.cli import main
 from tinydet.convert import convert_data
 from tinydet.data.kitti import KittiDataset
@@ -443,6 +444,36 @@ def test_export_says_what_the_file_takes_and_gives(home: Path, tmp_path: Path) -
     assert re.match(
         rf"tested on {image} at three sizes: \d+ objects; largest difference from eager PyTorch: boxes ", third
     )
+
+
+def test_bench_prints_the_same_rows_as_a_table_and_as_json(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"measure": partial(bench.measure, seconds=0.01), "TURNS": 2, "LARGEST_BATCH": 1}.items():
+        monkeypatch.setattr(bench, name, value)
+    shutil.copy(home / "runs/lite0-1/best.pt", weights := tmp_path / "best.pt")
+    weights.with_suffix(".onnx").write_text("none")
+    result = run("bench", weights, home / "kitti", "--no-compile", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    first, _, head, eager, onnx, failed, _, advice = result.stdout.splitlines()
+    assert first.startswith("weights best.pt (tinydet lite0), input 64x128, device cpu, torch ")
+    assert first.endswith(f"images 2 of {home / 'kitti'}")
+    assert head.split()[-3:] == ["postprocess", "batch", "images/s"]
+    assert re.match(r"eager +1( +\d+\.\d){6} +\d+ +\d+\.\d$", eager)
+    assert re.match(r"ONNX Runtime +1( +-){8}$", onnx)
+    assert re.match(r"ONNX Runtime, threads 1: .*best\.onnx: .*[oO][nN][nN][xX]", failed)
+    assert re.match(rf"fastest here: eager, 1 thread, .*: tinydet predict IMAGES --weights {weights}", advice)
+    result = run("bench", weights, "--no-compile", "--device", "cpu", "--json")
+    found = json.loads(result.stdout)
+    assert [(row["engine"], row["network"] is None) for row in found["rows"]] == [
+        ("eager", False),
+        ("ONNX Runtime", True),
+    ]
+    assert "images are noise" in result.stderr
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: [bench.Row("eager", 1, "it is NaN")])
+    result = run("bench", weights, home / "kitti", "--no-compile")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"error: {weights}: nothing could be measured: it is NaN\n")
 
 
 @pytest.mark.parametrize("kind", ["COCO", "YOLO"])

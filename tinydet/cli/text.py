@@ -100,6 +100,19 @@ def info_lines(known: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
 
 
+def bench_table(rows: Sequence[Any]) -> str:
+    """Format rows of `tinydet.bench`, and under the table why there are no figures of some."""
+    head = ["engine", "threads", "load s", "latency ms", "90%", "prepare", "network", "postprocess", "batch"]
+    table = [[*head, "images/s"]]
+    for row in rows:
+        figures = (row.load, row.latency, row.latency_90, row.prepare, row.network, row.postprocess)
+        cells = ["-" if value is None else f"{value:.1f}" for value in (*figures, row.images_per_second)]
+        table += [[row.engine, str(row.threads), *cells[:-1], str(row.batch or "-"), cells[-1]]]
+    return "\n".join(
+        [*table_lines(table), *(f"{row.engine}, threads {row.threads}: {row.note}" for row in rows if row.note)]
+    )
+
+
 def model_card(known: Mapping[str, Any], *, file: str) -> str:
     """Format the description of a file of weights as a model card: Markdown, with the head that model hubs read."""
     facts = {"input": "x".join(map(str, known["image_size"])), "parameters": f"{known['parameters']:,}"}

@@ -1,8 +1,9 @@
-"""Commands on files of weights: export, info, strip."""
+"""Commands on files of weights: bench, export, info, strip."""
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -11,7 +12,9 @@ from tinydet.cli.base import (
     FILE,
     PATH,
     Choice,
+    choose_device,
     command,
+    device_option,
     echo,
     json_option,
     max_detections_option,
@@ -20,6 +23,56 @@ from tinydet.cli.base import (
 from tinydet.cli.output import check_output
 from tinydet.errors import InputError
 from tinydet.files import write_file
+
+
+@command()
+@click.argument("weights", type=PATH)
+@click.argument("data", required=False, type=PATH)
+@option("--compile/--no-compile", default=True, help="Measure compiled code too, which takes some minutes.")
+@json_option
+@device_option
+def bench(weights: Path, data: Path | None, compile: bool, as_json: bool, device: str) -> None:
+    """Measure how fast a detector is here, and in what form.
+
+    WEIGHTS run in PyTorch, eager and compiled, and in ONNX Runtime, as do exported files beside them, such as
+    best-int8.onnx; with one thread and with all. The last lines say which to use, and how.
+
+    DATA is a folder of images, or data as for evaluate; without it, the images are noise of the network's input size.
+
+    \b
+    Examples:
+      tinydet bench best.pt
+      tinydet bench best.pt kitti/
+      tinydet bench best.onnx photos/ --json
+    """
+    import torch
+
+    from tinydet.bench import advise, find_ways, measure, read_images
+    from tinydet.cli.text import bench_table
+    from tinydet.export import sample_image
+    from tinydet.weights.load import load_any
+
+    def note(text: str) -> None:
+        echo(f"note: {text}", err=True)
+
+    device, most = choose_device(device), torch.get_num_threads()
+    loaded = load_any(weights)
+    images = read_images(data) if data else [sample_image(None, loaded.config.image_size)]
+    if data is None:
+        note("the images are noise of the network's input size, without objects; give yours as DATA")
+    with TemporaryDirectory() as folder:
+        ways = find_ways(loaded, weights, folder=Path(folder), device=device, compile=compile, tell=note)
+        threads = [most, 1] if device == "cpu" and most > 1 else [most]
+        rows = measure({name: way.make for name, way in ways.items()}, images, threads=threads, tell=note)
+    if all(row.note for row in rows):
+        raise InputError(f"{weights}: nothing could be measured: {rows[0].note}")
+    lines = advise(rows, ways, threads=most)
+    about = {"weights": loaded.source, "input": "x".join(map(str, loaded.config.image_size)), "device": device}
+    about |= {"torch": torch.__version__, "images": "noise" if data is None else f"{len(images)} of {data}"}
+    if as_json:
+        echo(json.dumps({**about, "rows": [row._asdict() for row in rows], "advice": lines}))
+        return
+    echo("\n".join([", ".join(f"{name} {text}" for name, text in about.items()), "", bench_table(rows), "", *lines]))
 
 
 @command()
