@@ -25,7 +25,7 @@ PLAN = [
     ("metrics", "numpy"),
     ("draw fonts html", "numpy torch PIL jinja2"),
     ("prediction views engines detector evaluation result_files tide", "numpy torch PIL supervision"),
-    ("predict shard video export convert", "numpy torch PIL cv2 onnxruntime onnxscript"),
+    ("predict shard video onnx_graph export quantize convert", "numpy torch PIL cv2 onnx onnxruntime onnxscript"),
     ("training", "numpy torch filelock"),
     ("plots runs run_images report check bench", "numpy torch PIL matplotlib jinja2"),
     ("cli __main__", "click torch tinydet"),

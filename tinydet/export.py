@@ -20,6 +20,7 @@ from tinydet.files import PathLike, atomic_write, output_errors, write_file
 from tinydet.model.fold import fold_batch_norm, folded_model
 from tinydet.model.functional import Variables
 from tinydet.model.postprocess import BOX_VOTING_IOU, Detections, detect_padded, model_anchors, normalize
+from tinydet.onnx_graph import drop_unread, pad_in_pooling, trim_kernels
 from tinydet.weights.formats import Weights
 from tinydet.weights.onnx_file import load_onnx, write_metadata
 
@@ -96,7 +97,10 @@ class Pipeline(nn.Module):
         inner_w = torch.sym_max(1, torch.sym_min(w, (2 * width * h + height) // (2 * height)))
         pixels: Any = images.permute(0, 3, 1, 2).float()
         pixels = F.interpolate(pixels, size=(inner_h, inner_w), mode="bilinear", antialias=True)
-        return F.pad(pixels - self.pad_value, (0, w - inner_w, 0, h - inner_h)) + self.pad_value
+        border, (value, *others) = (0, w - inner_w, 0, h - inner_h), self.config.pad_value
+        if {value} == {*others}:  # a tenth of the time of a Lite detector in 8 bits
+            return F.pad(pixels, border, value=value)
+        return F.pad(pixels - self.pad_value, border) + self.pad_value
 
 
 def export_model(
@@ -164,6 +168,8 @@ def _save_onnx(program: torch.export.ExportedProgram, pipeline: Pipeline, path: 
     # A padded kernel that is left to ONNX Runtime becomes an invalid graph: its Pad_Fusion takes it for an image.
     fold_constants(made.model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     proto = made.model_proto
+    for simplify in (trim_kernels, pad_in_pooling, drop_unread):
+        simplify(proto.graph)
     for name, text in write_metadata(pipeline.config, pipeline.suppression).items():
         proto.metadata_props.add(key=name, value=text)
     write_file(path, proto.SerializeToString())

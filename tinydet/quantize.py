@@ -1,0 +1,94 @@
+"""Quantisation: an exported detector whose network computes in 8 bits; letterbox and boxes stay in float."""
+
+import logging
+from collections.abc import Iterable
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tinydet.errors import InputError
+from tinydet.files import PathLike, write_file
+from tinydet.onnx_graph import drop_unread, read_constants
+
+QUANTISED = ("Conv", "Clip", "Add", "MaxPool", "Resize", "Transpose", "Reshape", "Concat")
+
+
+def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -> None:
+    """Quantise the network of an exported detector to 8 bits, calibrated on images, uint8[H W 3], RGB.
+
+    Weights become int8, scaled by the largest of each output channel; activations uint8, by the least and the largest
+    value that the images give. All else, and what the file says of itself, stays as it is.
+
+    Raises:
+        InputError: the network has another activation than relu6; there are no images; onnxruntime is not installed.
+    """
+    if missing := [name for name in ("onnx", "onnxruntime") if not find_spec(name)]:
+        raise InputError(f"{out}: int8 needs {' and '.join(missing)}; pip install 'tinydet[onnx]'")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    model = onnx.load(path)
+    graph, network = model.graph, [node for node in model.graph.node if _is_network(node)]
+    kinds = {node.op_type for node in network}
+    if "Clip" not in kinds or "Sigmoid" in kinds:
+        raise InputError(
+            f"{path}: int8 is for the Lite detectors: the range of 8 bits is their activation, relu6; "
+            "swish and squeeze-excite would be steps of their own, each of which rounds"
+        )
+    if (first := next(images := iter(images), None)) is None:
+        raise InputError(f"{path}: int8 needs images to calibrate on; got none")
+    start_from_pixels(graph, next(node for node in network if node.op_type == "Conv"))
+    drop_unread(graph)
+    feeds = ({graph.input[0].name: image[None]} for image in chain([first], images))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it advises to run optimisations that export has run
+    try:
+        with TemporaryDirectory() as folder:
+            quantize_static(
+                model,
+                made := Path(folder) / "int8.onnx",
+                SimpleNamespace(get_next=lambda: next(feeds, None)),
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_quantize=[node.name for node in network if node.op_type in QUANTISED],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            write_file(out, made.read_bytes())
+    finally:
+        logging.disable(disabled)
+
+
+def _is_network(node: Any) -> bool:
+    """Tell whether a node is of the network: torch.onnx writes the modules that it comes from beside each."""
+    return any(one.key == "namespace" and "/network:" in one.value for one in node.metadata_props)
+
+
+def start_from_pixels(graph: Any, stem: Any) -> None:
+    """Give the first convolution the bytes of pixels, where a scale and a zero point in 0 .. 255 are normalisation."""
+    from onnx import helper, numpy_helper
+
+    constants, made = read_constants(graph), {node.output[0]: node for node in graph.node}
+
+    def operands(node: Any) -> tuple[np.ndarray, str]:
+        constant, other = sorted(node.input, key=lambda name: name not in constants)
+        return constants[constant], other
+
+    shift, product = operands(made[stem.input[0]])
+    scale, pixels = operands(made[product])
+    zero = np.round(-shift / scale)
+    if np.ptp(scale) or np.ptp(zero) or np.abs(zero * scale + shift).max() > 1e-6 or not 0 <= zero.flat[0] <= 255:
+        return
+    values = {"pixels_scale": np.float32(1), "pixels_zero": np.uint8(0)}
+    values |= {"normalised_scale": np.float32(scale.flat[0]), "normalised_zero": np.uint8(zero.flat[0])}
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
+    one, none, *settings = values
+    at = list(graph.node).index(made[stem.input[0]])
+    graph.node.remove(made[stem.input[0]])
+    graph.node.insert(at, helper.make_node("QuantizeLinear", [pixels, one, none], ["pixels"]))
+    graph.node.insert(at + 1, helper.make_node("DequantizeLinear", ["pixels", *settings], [stem.input[0]]))
