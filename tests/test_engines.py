@@ -71,7 +71,7 @@ def test_its_metadata_say_what_it_is(weights: Weights, path: Path) -> None:
     suppression = json.loads(known["suppression"])
     assert {name: suppression[name] for name in ("method", "candidates", *LOW)} == {
         "method": "soft",
-        "candidates": 1000,
+        "candidates": 400,
         **LOW,
     }
     assert describe(path)["suppression"] == suppression

@@ -2,7 +2,9 @@
 
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import tinydet.quantize
+from tests.checkpoints import weights_of
+from tests.kitti_folders import write_kitti
 from tinydet.errors import InputError
+from tinydet.model.config import model_config
+from tinydet.model.efficientdet import EfficientDet
 from tinydet.model.fold import FoldedConv
+from tinydet.model.functional import params_and_buffers
 from tinydet.model.layers import ACTIVATIONS, downsample
 from tinydet.model.postprocess import normalize
 from tinydet.onnx_graph import drop_unread, pad_in_pooling, trim_kernels
-from tinydet.quantize import quantize_onnx
+from tinydet.quantize import export_int8, quantize_onnx
+from tinydet.weights.formats import Weights
 
 onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -149,3 +158,34 @@ def test_what_cannot_be_quantised_says_why(
     with pytest.raises(InputError, match=r"int8.onnx: int8 needs onnxruntime; pip install 'tinydet\[onnx\]'"):
         quantize_onnx(lite, out, images)
     assert not out.exists()
+
+
+def test_int8_is_refused_before_the_work(tmp_path: Path) -> None:
+    weights = Weights(model_config("d0"), {}, {}, (), "d0.pt (tinydet d0)")
+    with pytest.raises(InputError, match=r"d0.pt \(tinydet d0\): int8 is for the Lite detectors"):
+        export_int8(weights, tmp_path / "a.onnx", tmp_path)
+    lite = weights._replace(config=model_config("lite0"))
+    with pytest.raises(InputError, match=r"AP counts scores from 0\.01 on, and 0\.3 would leave out"):
+        export_int8(lite, tmp_path / "a.onnx", tmp_path, score_threshold=0.3)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_int8_is_calibrated_on_train_and_scored_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"num_channels": 8, "fpn_repeats": 1, "head_repeats": 1}
+    config = model_config("lite0", classes=("Car", "Pedestrian"), image_size=(64, 96), **small)
+    weights = weights_of(config, *params_and_buffers(EfficientDet(config)))
+    names = [f"{i:06d}" for i in range(6)]
+    data = write_kitti(tmp_path / "kitti", frames=6, lists={"train": names[:4], "val": names[4:]})
+    seen: list[int] = []
+    monkeypatch.setattr(tinydet.quantize, "CALIBRATION", 3)
+
+    def fake(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
+        seen.append(len([*images]))
+        copy(path, out)
+
+    monkeypatch.setattr(tinydet.quantize, "quantize_onnx", fake)
+    found = export_int8(weights, tmp_path / "a.onnx", data, max_detections=5)
+    assert seen == [3]
+    assert found.metric == "Moderate R40"
+    assert found.before == found.after

@@ -7,15 +7,57 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydet.data.open import open_dataset
 from tinydet.errors import InputError
+from tinydet.evaluation import evaluate, evaluate_detector
+from tinydet.export import export_model
 from tinydet.files import PathLike, write_file
 from tinydet.onnx_graph import drop_unread, read_constants
+from tinydet.weights.formats import Weights
+from tinydet.weights.onnx_file import load_onnx
 
 QUANTISED = ("Conv", "Clip", "Add", "MaxPool", "Resize", "Transpose", "Reshape", "Concat")
+
+WHY_LITE = (
+    "int8 is for the Lite detectors: the range of 8 bits is their activation, relu6; "
+    "swish and squeeze-excite would be steps of their own, each of which rounds"
+)
+CALIBRATION = 64  # images; with 16 or 200, and with three draws, AP was within .5 of the float file's
+
+
+class Quantised(NamedTuple):
+    """What 8 bits cost: the primary metric on the validation split, in percent."""
+
+    metric: str
+    before: float
+    after: float
+
+
+def export_int8(weights: Weights, out: PathLike, data: PathLike, **settings: Any) -> Quantised:
+    """Export a Lite detector that computes in 8 bits, calibrated on training images, and evaluate it.
+
+    The settings are those of `export_model`.
+
+    Raises:
+        InputError: the detector is not a Lite one, or leaves out scores that AP counts; or as the data are read.
+    """
+    if weights.config.activation != "relu6":
+        raise InputError(f"{weights.source}: {WHY_LITE}")
+    if (least := settings.get("score_threshold", 0.01)) > 0.01:
+        raise InputError(f"int8: AP counts scores from 0.01 on, and {least:g} would leave out those below it")
+    train = open_dataset(data, "train", classes=weights.config.classes)
+    rows = np.linspace(0, len(train) - 1, min(CALIBRATION, len(train)), dtype=int)
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / "float.onnx"
+        export_model(weights, plain, format="onnx", **settings)
+        quantize_onnx(plain, out, (train[row].image for row in rows))
+        loaded = load_onnx(plain), load_onnx(out)
+    before, after = (evaluate(*evaluate_detector(data, [one], split="val", batch_size=8)) for one in loaded)
+    return Quantised(before.metric, before.ap, after.ap)
 
 
 def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -> None:
@@ -36,10 +78,7 @@ def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -
     graph, network = model.graph, [node for node in model.graph.node if _is_network(node)]
     kinds = {node.op_type for node in network}
     if "Clip" not in kinds or "Sigmoid" in kinds:
-        raise InputError(
-            f"{path}: int8 is for the Lite detectors: the range of 8 bits is their activation, relu6; "
-            "swish and squeeze-excite would be steps of their own, each of which rounds"
-        )
+        raise InputError(f"{path}: {WHY_LITE}")
     if (first := next(images := iter(images), None)) is None:
         raise InputError(f"{path}: int8 needs images to calibrate on; got none")
     start_from_pixels(graph, next(node for node in network if node.op_type == "Conv"))

@@ -476,6 +476,33 @@ def test_bench_prints_the_same_rows_as_a_table_and_as_json(
     assert result.stderr.endswith(f"error: {weights}: nothing could be measured: it is NaN\n")
 
 
+def test_export_in_8_bits_says_what_it_costs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(weights: object, out: Path, data: Path, **settings: object) -> tuple[str, float, float]:
+        assert data == home / "kitti"
+        out.write_bytes(b"")
+        return "COCO AP", 40.0, after
+
+    monkeypatch.setattr("tinydet.quantize.export_int8", fake)
+    command: list[str | Path] = [
+        "export",
+        home / "runs/lite0-1/best.pt",
+        "--int8",
+        home / "kitti",
+        "--out",
+        tmp_path / "a.onnx",
+    ]
+    for after, warning in (
+        (39.2, ""),
+        (38.5, "warning: 8 bits lose 1.5 points; the float file may serve you better\n"),
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[1] == f"COCO AP on val: 40.0 in float, {after:.1f} in 8 bits"
+        assert result.stderr == warning
+    result = run(*command, "--image", home / "kitti/training/image_2/000000.png")
+    assert "--int8 is of --format onnx, and tests the file on its data, not on --image" in result.stderr
+
+
 @pytest.mark.parametrize("kind", ["COCO", "YOLO"])
 def test_other_data_are_trained_on_and_scored(tmp_path: Path, kind: str) -> None:
     if kind == "COCO":

@@ -80,9 +80,12 @@ def bench(weights: Path, data: Path | None, compile: bool, as_json: bool, device
 @option("--format", default="onnx", type=Choice(["onnx", "torch"]), help="Format of the file.")
 @option("--out", type=FILE, help="Output file; default: beside WEIGHTS.")
 @option("--image", type=PATH, help="Image to test the file on; default: noise.")
+@option("--int8", "data", type=PATH, help="Compute in 8 bits (Lite models), calibrated and evaluated on these data.")
 @option("--score", "score_threshold", default=0.01, type=click.FloatRange(0, 1), help="Least score of a detection.")
 @max_detections_option
-def export(weights: Path, format: str, out: Path | None, image: Path | None, **settings: Any) -> None:
+def export(
+    weights: Path, format: str, out: Path | None, image: Path | None, data: Path | None, **settings: Any
+) -> None:
     """Export a detector to ONNX or torch.export.
 
     The file runs without tinydet: uint8 images of any size in; boxes, scores and labels out.
@@ -91,20 +94,32 @@ def export(weights: Path, format: str, out: Path | None, image: Path | None, **s
     Examples:
       tinydet export best.pt
       tinydet export best.pt --image img.png
+      tinydet export best.pt --int8 mydata/
       tinydet evaluate mydata/ --weights best.onnx
       tinydet export best.pt --format torch
     """
     from tinydet.export import FORMATS, export_model, sample_image
+    from tinydet.quantize import export_int8
     from tinydet.weights.load import load_detector
 
-    out = out or weights.with_suffix(FORMATS[format])
+    if data is not None and (format != "onnx" or image is not None):
+        raise InputError("--int8 is of --format onnx, and tests the file on its data, not on --image")
+    out = out or weights.with_suffix(".int8.onnx" if data else FORMATS[format])
     check_output(out, FORMATS[format], by="--out")
     if out.exists() and out.samefile(weights):
         raise InputError(f"{out}: is the input; name another file by --out")
     detector = load_detector(weights)
+    takes = "images uint8[B H W 3] of any size -> boxes, scores, labels"
+    if data is not None:
+        metric, before, after = export_int8(detector, out, data, **settings)
+        echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: {takes}")
+        echo(f"{metric} on val: {before:.1f} in float, {after:.1f} in 8 bits")
+        if after < before - 1:
+            echo(f"warning: 8 bits lose {before - after:.1f} points; the float file may serve you better", err=True)
+        return
     sample = sample_image(image, detector.config.image_size)
     difference = export_model(detector, out, format=format, image=sample, **settings)
-    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: images uint8[B H W 3] of any size -> boxes, scores, labels")
+    echo(f"{out}, {out.stat().st_size / 1e6:.1f} MB: {takes}")
     echo(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(detector.config.classes))}")
     if difference is None:
         echo("note: not tested, because onnxruntime is not installed", err=True)
