@@ -173,6 +173,8 @@ def save_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def test_a_resumed_run_has_the_settings_that_it_started_with(out: Path) -> None:
     given = TrainSettings("kitti", lr=0.25, epochs=3, workers=0)
+    faster = dataclasses.replace(given, workers=2, compile=True)
+    assert resume(out, faster, fixed=["workers", "compile"]) == dataclasses.replace(STARTED, workers=2, compile=True)
     assert resume(out, given, fixed=["data", "lr"]) == STARTED
     assert resume(out, given, fixed=[]) == STARTED
     moved = dataclasses.replace(given, data="elsewhere", val="there")

@@ -497,6 +497,38 @@ def test_epochs_are_kept(settings: TrainSettings, tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "epoch-2.pt").training["step"] == 2
 
 
+# Compiled
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_that_is_compiled(
+    settings: TrainSettings, through: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """Before its first step, or not at all, in which case it comes to the same bits."""
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        if broken:
+            raise RuntimeError("no such\ninstruction")
+        return graph.forward
+
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(EfficientDet, "compile", lambda self, **how: compile(self, backend=backend, **how))
+    torch._dynamo.reset()  # what other tests compiled
+    events = train(replace(settings, compile=True), tmp_path)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        until = list(itertools.takewhile(lambda event: not isinstance(event, Validated), events))
+    said = [event.text for event in until if isinstance(event, Message) and "compiled" in event.text]
+    assert said[0] == "the network is compiled first, which takes minutes; --minutes begin after it"
+    assert [text.endswith("RuntimeError: no such instruction); trains without") for text in said[1:]] == [True] * broken
+    losses, expected = (
+        [torch.stack(event.losses) for event in each if isinstance(event, Stepped)] for each in (until, through.events)
+    )
+    assert len(losses) == STEPS
+    torch.testing.assert_close(losses[0], expected[0], rtol=1e-3, atol=0)
+    assert torch.equal(torch.stack(losses), torch.stack(expected[:STEPS])) == broken
+
+
 # Memory
 
 

@@ -5,14 +5,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.kitti_folders import label_line, write_frame, write_kitti
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.kitti import KittiDataset
+from tinydet.data.loader import Batch
 from tinydet.distributed import ALONE, World
 from tinydet.errors import InputError
+from tinydet.model.config import model_config
+from tinydet.model.efficientdet import EfficientDet
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, overfit_settings, overfit_splits
+from tinydet.training.start import Run, compile_step, overfit_settings, overfit_splits
 
 
 def test_as_many_images_go_through_the_network_at_once_as_were_asked_for() -> None:
@@ -23,6 +27,26 @@ def test_as_many_images_go_through_the_network_at_once_as_were_asked_for() -> No
         assert [Run.micro_batches(run, size) for size in (1, 2, 3, 4)] == parts
     run.share, run.world = 2, World(1, 2)
     assert [Run.micro_batches(run, size) for size in (1, 2)] == [2, 1]
+
+
+def test_a_network_is_compiled_for_each_size_of_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Any]()
+
+    def step(state: Any, batch: Batch, *, model: EfficientDet, lr: float, reduce: Any) -> None:
+        assert (state, lr, reduce({})) == ("state", 0.0, {})
+        seen.append((len(batch.images), batch.images.shape[2:], model))
+
+    monkeypatch.setattr(EfficientDet, "compile", lambda self, **how: seen.append(how))
+    config: Any = {"config": model_config("lite0"), "crop": (64, 96), "device": torch.device("cpu")}
+    budget, parts = SimpleNamespace(epoch_steps=2), lambda size: -(-4 // size)
+    run: Any = SimpleNamespace(step=step, train_set=range(7), budget=budget, world=ALONE, micro_batches=parts, **config)
+    run._replace = lambda **changes: changes
+    compiled: Any = compile_step(run, "state", micro_size=4)  # type: ignore[arg-type]
+    model = compiled["step"].keywords["model"]
+    assert seen == [{"dynamic": False}, (3, (64, 96), model), (4, (64, 96), model)]
+    del seen[:]
+    compile_step(run, "state", micro_size=1)  # type: ignore[arg-type]
+    assert [images for images, *_ in seen[1:]] == [1]
 
 
 def test_a_few_images_are_the_first_that_hold_an_object(tmp_path: Path) -> None:

@@ -218,10 +218,10 @@ def setting_options(*names: str) -> Decorator:
             here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # processes that torchrun started
             cores = (os.cpu_count() or 2) // (int(here) if here.isdecimal() and int(here) else 1)
             default = max(1, min(4, cores // 2)) if name == "workers" else field.default
-            shown = default not in (None, ()) and name != "workers"
+            shown = default not in (None, ()) and name != "workers" and plain is not bool
             flags = FLAGS.get(name, (f"--{name.replace('_', '-')}",))
-            text = field.metadata["help"]
-            function = option(*flags, name, type=kind, default=default, show_default=shown, help=text)(function)
+            how = {"default": default, "show_default": shown, "help": field.metadata["help"], "is_flag": plain is bool}
+            function = option(*flags, name, type=kind, **how)(function)
         return function
 
     return decorate

@@ -90,7 +90,7 @@ def train(
     if data is None:
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     fixed = [name for name in options if name in typed] + ["ema_decay"] * ("no_ema" in typed)
-    kept = ["--device", device] if "device" in typed else []
+    kept = ["--device", device] * ("device" in typed) + ["--compile"] * options["compile"]
     with launched_world() as world:
         with world.together():
             if {"epochs", "minutes"} <= typed:

@@ -29,10 +29,9 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
 
     It has neither batch norms nor gradients. `compile` takes a minute when first called.
     """
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as torch looks
-    on_cpu = next(iter(variables.params.values())).device.type == "cpu"
-    if compile and on_cpu and not shutil.which(compiler.split()[0]):
-        raise InputError(f"compile: there is no C++ compiler {compiler}; install it, or name another in CXX")
+    device = next(iter(variables.params.values())).device
+    if compile:
+        check_compiler(device)
     model = folded_model(config)
     model.load_state_dict(fold_batch_norm(variables, config), assign=True)
     if compile:
@@ -40,8 +39,15 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
     for module in model.modules():
         if isinstance(module, FoldedConv):
             single = module.weight.dtype == torch.float32
-            module.fused = on_cpu and single and bool(module.activation) and onednn_fuses()
+            module.fused = device.type == "cpu" and single and bool(module.activation) and onednn_fuses()
     return torch.inference_mode()(model)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where a network cannot be compiled for a CPU, since there is no C++ compiler."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as torch looks
+    if device.type == "cpu" and not shutil.which(compiler.split()[0]):
+        raise InputError(f"compile: there is no C++ compiler {compiler}; install it, or name another in CXX")
 
 
 @cache

@@ -130,7 +130,7 @@ def read_settings(out: Path) -> dict[str, Any]:
 def resumed_settings(
     started: Mapping[str, Any], given: TrainSettings, *, fixed: Collection[str], out: Path
 ) -> TrainSettings:
-    """Make the settings of a run in `out` that goes on; the number of workers and the paths of the data may change.
+    """Make the settings of a run in `out` that goes on; workers, compile and the paths of the data may change.
 
     Raises:
         InputError: one of the `fixed` names was given another value than the run started with.
@@ -141,10 +141,10 @@ def resumed_settings(
         raise InputError(f"{out / 'last.pt'}: holds no run that this version can resume ({error})") from None
     for name in fixed:
         was, now = getattr(settings, name), getattr(given, name)
-        if was == now or name in ("workers", "data", "val"):
+        if was == now or name in ("workers", "compile", "data", "val"):
             continue
         if name == "augment":
             raise InputError(f"{out}: started with other transforms, those in its config.json; start a new run")
         raise InputError(f"{out}: started with {name} {was!r} and cannot go on with {now!r}; start a new run")
     val = given.val if "val" in fixed else settings.val
-    return dataclasses.replace(settings, workers=given.workers, data=given.data, val=val)
+    return dataclasses.replace(settings, workers=given.workers, compile=given.compile, data=given.data, val=val)

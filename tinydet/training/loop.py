@@ -37,7 +37,7 @@ from tinydet.training.schedule import (
     warmup_share,
 )
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, start_run, training_batches, weights_of
+from tinydet.training.start import Run, compile_step, start_run, training_batches, weights_of
 from tinydet.training.state import State, save
 
 FOREVER = 10**6  # epochs of a run that ends by the clock
@@ -130,7 +130,15 @@ def train(
         recall = anchor_recall(run.train_set, run.config).by_class
         yield Started(out, run, recall, training["history"], state.step)
         yield from map(Message, [*notes, *diagnose_start(recall, run.config)])
-        began -= training["elapsed"]
+        asked = clock()
+        if settings.compile:
+            yield Message("the network is compiled first, which takes minutes; --minutes begin after it")
+            try:
+                run = compile_step(run, state, micro_size=int(training["micro_size"]))
+            except Exception as error:
+                why = " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())
+                yield Message(f"the network could not be compiled ({why:.300}); trains without")
+        began += clock() - asked - training["elapsed"]
         events = run_epochs(run, state, training, out, on_epoch=on_epoch, stop=stop, clock=lambda: clock() - began)
         del state, training  # or they would be held until the end
         yield from events

@@ -18,6 +18,7 @@ from tinydet.errors import InputError
 from tinydet.labels import IGNORE
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.fold import check_compiler
 from tinydet.model.functional import digest
 from tinydet.model.postprocess import model_anchors
 from tinydet.reading import check_field
@@ -35,7 +36,7 @@ from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State, initial_state, restore
-from tinydet.training.step import StepMetrics, train_step
+from tinydet.training.step import StepMetrics, identity, train_step
 from tinydet.weights.load import LoadReport, adapt_weights, load_weights
 
 MOST_IMAGES = 64  # of a batch that is sized by memory
@@ -110,6 +111,8 @@ def start_run(
         torch.cuda.set_device(device)  # or the memory for transfers would be pinned for the first one
     elif device.type != "cpu" and world.size > 1:
         raise InputError(f"device {device}: several processes compute on cpu or cuda")
+    if settings.compile:
+        check_compiler(device)
     if settings.model is not None:
         model_config(settings.model)  # before the data are read: is there such a model?
     if resume and out is None:
@@ -185,12 +188,31 @@ def start_run(
     at_once = min(-(-settings.step_size // world.size), training["micro_size"])
     sync_bn = settings.sync_bn == "on" or (settings.sync_bn == "auto" and at_once < SMALL_BATCH)
     sync_bn = sync_bn and world.size > 1 and bool(trained_norms(config, frozen=frozen))
+    if settings.compile and sync_bn:
+        raise InputError(
+            "compile: batch norms that see the images of all processes are not; leave it out, or set sync_bn off"
+        )
     if world.size > 1:
         step = partial(step, reduce=world.sum, all_reduce=world.all_reduce if sync_bn else None)
     fixed = (training["weights"], report, frozen, budget, step, device, precision, world, sync_bn)
     run = Run(settings, config, crop, train_set, val_set, *fixed)
     check_batch_norms(config, crop, frozen=frozen, images=run.fewest_images(training["micro_size"]))
     return run, state, training
+
+
+def compile_step(run: Run, state: State, *, micro_size: int) -> Run:
+    """Compile the network of a run's step, by a step on noise for each of the sizes that its micro-batches have.
+
+    Raises:
+        Exception: whatever kept it from being compiled; the run is as it was.
+    """
+    model = meta_model(run.config)
+    model.compile(dynamic=False)
+    step = partial(run.step, model=model)
+    parts = run.budget.epoch_steps * run.world.size * run.micro_batches(micro_size)  # an epoch is divided evenly
+    for images in sorted({-(-len(run.train_set) // parts), max(1, len(run.train_set) // parts)}):
+        step(state, random_batch(images, run.crop, run.device), lr=0.0, reduce=identity)  # whatever others do
+    return run._replace(step=step)
 
 
 def weights_of(state: State) -> dict[str, str]:
