@@ -64,7 +64,7 @@ class Fake:
 
 
 @pytest.mark.parametrize(
-    ("engine", "batch"), [(Fake(image=0.02), 1), (Fake(call=0.02), 64), (Fake(call=0.02, holds=7), 4)]
+    ("engine", "batch"), [(Fake(image=0.1), 1), (Fake(call=0.1), 64), (Fake(call=0.1, holds=7), 4)]
 )
 def test_the_batch_grows_while_that_pays_and_memory_holds(engine: Any, batch: int) -> None:
     assert best_batch(engine, [IMAGE], seconds=0) == batch

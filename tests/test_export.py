@@ -41,7 +41,7 @@ def test_the_pipeline_finds_what_the_detector_finds(weights: Weights) -> None:
     image = sample_image(None, SIZE)
     expected = Detector(weights)(image, **LOW)
     assert len(expected) == 12
-    found = Pipeline(weights, **LOW)(torch.from_numpy(np.stack([image, image])))
+    found = Pipeline(weights, candidates=5000, **LOW)(torch.from_numpy(np.stack([image, image])))
     assert [tuple(field.shape) for field in found] == [(2, 12, 4), (2, 12), (2, 12)]
     for i in range(2):
         torch.testing.assert_close(found[0][i], expected.boxes, rtol=0, atol=1e-3)

@@ -144,7 +144,10 @@ def test_finite_in_finite_out(make: Callable[..., dict[str, Cases]], dtype: torc
 
 def test_every_function_is_tried() -> None:
     tried = {name.split(",")[0] for make in MAKERS for name in make(torch.float32)}
-    no_boxes = {"anchors", "feature_sizes", "match_anchors", "kernels.depthwise_conv"}
+    convs = {
+        f"kernels.{name}" for name in ("depthwise_conv", "pointwise_conv", "pointwise_conv_norm", "gated_conv", "pad")
+    }
+    no_boxes = {"anchors", "feature_sizes", "match_anchors", *convs}
     assert tried == {name.split(",")[0] for name in SMOOTH | OTHER} - no_boxes
 
 

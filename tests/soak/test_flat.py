@@ -10,7 +10,7 @@ from tests.soak.flat import Held, grow_prediction, grow_training
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads Linux's /proc")
 
 
-@pytest.mark.parametrize(("grow", "count"), [(grow_training, 8), (grow_prediction, 60)])
+@pytest.mark.parametrize(("grow", "count"), [(grow_training, 16), (grow_prediction, 60)])
 def test_a_run_holds_no_more_at_its_end(grow: Callable[[int], tuple[Held, Held]], count: int) -> None:
     warm, last = grow(count)
     assert (last.files, last.threads) == (warm.files, warm.threads)

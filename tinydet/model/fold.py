@@ -35,7 +35,7 @@ def inference_fn(variables: Variables, *, config: ModelConfig, compile: bool = F
     model = folded_model(config)
     model.load_state_dict(fold_batch_norm(variables, config), assign=True)
     if compile:
-        return torch.inference_mode()(torch.compile(model))
+        return torch.inference_mode()(torch.compile(model, dynamic=False))
     for module in model.modules():
         if isinstance(module, FoldedConv):
             single = module.weight.dtype == torch.float32
