@@ -1,6 +1,6 @@
 """The faster variants are what they are variants of, gradients and their gradients included."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -84,15 +84,6 @@ def random(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in drawn]
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
 def test_pointwise_conv() -> None:
     same_function(kernels.pointwise_conv, F.conv2d, *random((2, 3, 4, 5), (6, 3, 1, 1), (6,)))
     same_function(kernels.pointwise_conv, F.conv2d, *random((2, 3, 4, 5), (6, 3, 1, 1)))
@@ -104,7 +95,6 @@ def test_gated_conv() -> None:
         same_function(kernels.gated_conv, plain, *random((2, 6, 4, 5), (2, 6), (3, 6, 1, 1), *bias))
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_pointwise_conv_norm(mean: float) -> None:
     def plain(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:

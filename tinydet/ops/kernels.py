@@ -61,14 +61,11 @@ class _DepthwiseConv(torch.autograd.Function):
 def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve pointwise. float[B C H W], float[C' C 1 1], float[C'] -> float[B C' H W].
 
-    On CPU in one thread, where PyTorch leaves oneDNN, as a matrix product of channels-last memory; in several, the
-    bias's gradient is a sum: oneDNN takes as long for it as for the other two.
+    On CPU the bias's gradient is a sum: oneDNN takes as long for it as for the other two.
     """
-    if not _on_cpu(x) or torch.is_autocast_enabled("cpu") or _traced():
+    if bias is None or not _on_cpu(x) or torch.is_autocast_enabled("cpu") or _traced():
         return F.conv2d(x, weight, bias)
-    if torch.get_num_threads() == 1:
-        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-    return F.conv2d(x, weight) if bias is None else _PointwiseConv.apply(x, weight, bias)
+    return _PointwiseConv.apply(x, weight, bias)
 
 
 class _PointwiseConv(torch.autograd.Function):
