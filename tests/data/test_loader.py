@@ -311,6 +311,7 @@ class Deadly(Dataset[Any]):
 
 
 @forks
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch, which meets the dead again
 @pytest.mark.parametrize("harm", [kill_itself, leave_no_room])
 def test_a_worker_that_dies_names_its_image(harm: Callable[[], None]) -> None:
     val, other = (val_batches(Deadly(harm), Config(), batch_size=1, workers=2) for _ in range(2))
