@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydet.model.config import ModelConfig
-from tinydet.model.efficientdet import meta_model
-from tinydet.model.functional import Params
+from tinydet.model.config import ModelConfig, model_config
+from tinydet.model.efficientdet import EfficientDet, meta_model
+from tinydet.model.functional import Params, params_and_buffers
 from tinydet.weights.checkpoint import Checkpoint
 from tinydet.weights.formats import Weights
 
@@ -41,3 +41,12 @@ def assert_same(a: Any, b: Any) -> None:
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def small_weights(classes: tuple[str, ...], image_size: tuple[int, int]) -> Weights:
+    """Make random weights of a narrow Lite0 that detects much in noise."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"num_channels": 16, "fpn_repeats": 1, "head_repeats": 1}
+    model = EfficientDet(model_config("lite0", classes=classes, image_size=image_size, **small))
+    torch.nn.init.normal_(model.class_net.predict.pointwise.weight, std=0.08)
+    return weights_of(model.config, *params_and_buffers(model))

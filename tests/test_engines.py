@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints import weights_of
+from tests.checkpoints import small_weights
 from tests.kitti_folders import write_kitti
 from tinydet.detector import Detector, load
 from tinydet.errors import InputError
 from tinydet.evaluation import evaluate_detector
 from tinydet.export import Pipeline, compare_detections, export_model, sample_image
-from tinydet.model.config import model_config
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import params_and_buffers
 from tinydet.weights.formats import Weights
 from tinydet.weights.load import describe, load_detector, load_weights, select_classes
 from tinydet.weights.onnx_file import load_onnx
@@ -30,11 +27,7 @@ LOW: dict[str, Any] = {"score_threshold": 0.02, "max_detections": 12}
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    torch.manual_seed(0)
-    small: dict[str, Any] = {"num_channels": 16, "fpn_repeats": 1, "head_repeats": 1}
-    model = EfficientDet(model_config("lite0", classes=CLASSES, image_size=SIZE, **small))
-    torch.nn.init.normal_(model.class_net.predict.pointwise.weight, std=0.08)
-    return weights_of(model.config, *params_and_buffers(model))
+    return small_weights(CLASSES, SIZE)
 
 
 @pytest.fixture(scope="module")

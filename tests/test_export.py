@@ -12,14 +12,11 @@ import torch
 from PIL import Image
 
 import tinydet.export
-from tests.checkpoints import weights_of
+from tests.checkpoints import small_weights
 from tinydet.data.images import letterbox, to_example
 from tinydet.detector import Detector
 from tinydet.errors import InputError
 from tinydet.export import Difference, Pipeline, compare_detections, export_model, sample_image
-from tinydet.model.config import model_config
-from tinydet.model.efficientdet import EfficientDet
-from tinydet.model.functional import params_and_buffers
 from tinydet.model.postprocess import Detections
 from tinydet.weights.formats import Weights
 
@@ -30,11 +27,7 @@ LOW: dict[str, Any] = {"score_threshold": 0.02, "max_detections": 12}
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    torch.manual_seed(0)
-    small: dict[str, Any] = {"num_channels": 16, "fpn_repeats": 1, "head_repeats": 1}
-    model = EfficientDet(model_config("lite0", classes=CLASSES, image_size=SIZE, **small))
-    torch.nn.init.normal_(model.class_net.predict.pointwise.weight, std=0.08)
-    return weights_of(model.config, *params_and_buffers(model))
+    return small_weights(CLASSES, SIZE)
 
 
 def test_the_pipeline_finds_what_the_detector_finds(weights: Weights) -> None:

@@ -165,8 +165,7 @@ def measure(
         if not getattr(engine := engines[key], "compiled", False):
             return best_batch(engine, images, seconds=seconds / TURNS)
         batch = next((batches[other] for other in batches if other[1] == key[1] and other in engines), 1)
-        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # compiled as `predict --compile` has it
-            time_call(engine, [*islice(cycle(images), batch)])
+        time_call(engine, [*islice(cycle(images), batch)])  # compiles it
         return batch
 
     try:
