@@ -1,7 +1,6 @@
 """Parts that all commands share: one-line errors, option types, options read from `TrainSettings`, progress bars."""
 
 import dataclasses
-import gc
 import io
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import click
 
 from tinydet import __version__
+from tinydet.cli.machine import start_computing
 from tinydet.errors import InputError, LostProcessError, SharedError, nearest, visible
 from tinydet.training.settings import TrainSettings
 
@@ -105,21 +105,14 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def command(*, computes: bool = True) -> Decorator:
-    """Register a command; the allocator is tuned for those that compute."""
+def command(*, computes: bool = True, long: bool = False) -> Decorator:
+    """Register a command; the allocator is tuned for those that compute, and long ones say where cores are in use."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def tuned(*args: Any, **kwargs: Any) -> None:
-            if computes:
-                if first := "torch" not in sys.modules:
-                    gc.disable()  # all that it brings stays; to look through it takes a fifth of a short command
-                from tinydet.training.memory import keep_freed_memory
-
-                if first:
-                    gc.freeze()
-                    gc.enable()
-                keep_freed_memory()
+            if computes and (note := start_computing()) and long:
+                echo(f"note: {note}", err=True)
             function(*args, **kwargs)
 
         return main.command()(tuned)

@@ -26,7 +26,7 @@ from tinydet.files import write_file
 from tinydet.training.settings import TrainSettings
 
 
-@command()
+@command(long=True)
 @click.argument("data", type=PATH, required=False)
 @setting_options(*(name for name in FIELDS if name not in ("data", "processes")))
 @option("--no-ema", is_flag=True, help="Do not average the weights: --ema-decay 0.")

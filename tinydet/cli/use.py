@@ -25,7 +25,7 @@ from tinydet.errors import InputError
 from tinydet.files import write_file
 
 
-@command()
+@command(long=True)
 @click.argument("weights", type=PATH)
 @click.argument("data", required=False, type=PATH)
 @option("--compile/--no-compile", default=True, help="Measure compiled code too, which takes some minutes.")
