@@ -1,8 +1,11 @@
 """What `tinydet bench` measures, finds beside the weights, and advises."""
 
+import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from PIL import Image
 from tests.kitti_folders import write_kitti
 from tinydet import bench
 from tinydet.bench import Row, Way, advise, best_batch, find_ways, measure, read_images
+from tinydet.detector import load
 from tinydet.errors import InputError, raise_error
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.training.state import init, save
 from tinydet.weights.load import load_detector
+from tinydet.weights.onnx_file import OnnxFile
 
 IMAGE = np.zeros((64, 96, 3), np.uint8)
 
@@ -40,13 +45,24 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Fake:
-    """An engine that takes some seconds a call and some an image, up to `holds` images, and `lasts` for some calls."""
+    """A detector that takes some seconds a call and some an image, up to `holds` images, and `lasts` for some calls."""
+
+    workers = 2
 
     def __init__(
         self, call: float = 0, image: float = 0, *, holds: int = 1000, lasts: int = 1000, compiled: bool = False
     ) -> None:
         self.call, self.image, self.holds, self.lasts, self.compiled = call, image, holds, lasts, compiled
-        self.batches, self.threads = set[int](), set[int]()
+        self.engines, self.batches, self.threads = [self], set[int](), set[int]()
+
+    def __call__(self, image: np.ndarray, **limits: Any) -> None:
+        self.detect([image])
+
+    def predict(self, images: Iterable[np.ndarray], *, batch_size: int, **limits: Any) -> Iterator[np.ndarray]:
+        stream = iter(images)
+        while group := [*islice(stream, batch_size)]:
+            self.detect(group)
+            yield from group
 
     def prepare(self, images: Sequence[np.ndarray], *, names: Sequence[str]) -> Sequence[np.ndarray]:
         assert len(images) == len(names)
@@ -64,21 +80,20 @@ class Fake:
 
 
 @pytest.mark.parametrize(
-    ("engine", "batch"), [(Fake(image=0.1), 1), (Fake(call=0.1), 64), (Fake(call=0.1, holds=7), 4)]
+    ("detector", "batch"), [(Fake(image=0.1), 1), (Fake(call=0.1), 64), (Fake(call=0.1, holds=7), 4)]
 )
-def test_the_batch_grows_while_that_pays_and_memory_holds(engine: Any, batch: int) -> None:
-    assert best_batch(engine, [IMAGE], seconds=0) == batch
+def test_the_batch_grows_while_that_pays_and_memory_holds(detector: Any, batch: int) -> None:
+    assert best_batch(detector, [IMAGE], seconds=0) == batch
 
 
 def test_an_engine_without_memory_for_one_image_fails() -> None:
-    engine: Any = Fake(holds=0)
+    detector: Any = Fake(holds=0)
     with pytest.raises(RuntimeError, match="memory"):
-        best_batch(engine, [IMAGE], seconds=0)
+        best_batch(detector, [IMAGE], seconds=0)
 
 
 def test_a_row_holds_what_an_engine_took(path: Path) -> None:
-    make: Any = partial(bench.TimedEngine, load_detector(path))
-    (row,) = measure({"eager": make}, [IMAGE], threads=[1], seconds=0.01, tell=lambda _: None)
+    (row,) = measure({"eager": lambda: load(path)}, [IMAGE], threads=[1], seconds=0.01, tell=lambda _: None)
     figures: Any = row[3:]
     assert min(figures) > 0
     assert row.prepare + row.network + row.postprocess == pytest.approx(row.latency, rel=0.5)  # type: ignore[operator]
@@ -100,27 +115,41 @@ def test_engines_take_turns_with_their_threads_and_one_may_fail() -> None:
     assert compiled.batches == {1, rows[0].batch, rows[1].batch}  # for each of which it was compiled
 
 
-def test_exported_files_beside_the_weights_are_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find: Any = partial(find_ways, folder=path.parent / "new", device="cpu", tell=lambda _: None)
-    monkeypatch.setattr(bench, "export_model", lambda *_, **__: raise_error(InputError("needs onnx")))
-    (path.parent / "best-int8.onnx").touch()
-    (path.parent / "bestial.onnx").touch()
-    ways = find(load_detector(path), path, compile=True)
+def test_the_ways_to_run_weights(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Any = partial(find_ways, folder=tmp_path, images=[IMAGE], device="cpu", tell=lambda _: None)
+    monkeypatch.setattr(bench, "export_model", lambda _, out, format: out.touch())
+    monkeypatch.setattr(bench, "quantize_onnx", lambda source, out, images: shutil.copy(source, out))
+    monkeypatch.setattr(bench, "load_any", lambda source, device: load_detector(path))
+    weights = load_detector(path)
+    ways = find(weights, path, compile=True)
     assert [*ways] == ["eager", "ONNX Runtime", "ONNX Runtime int8", "compiled"]
     assert ways["compiled"].options == f"--weights {path} --compile"
     assert ways["ONNX Runtime"][1:] == (f"--weights {path.parent}/best.onnx", f"tinydet export {path} && ")
-    assert ways["ONNX Runtime int8"][1:] == (f"--weights {path.parent}/best-int8.onnx", "")
-    with pytest.raises(InputError, match="needs onnx"):
-        ways["ONNX Runtime"].make()
-    assert ways["eager"].make().config == tiny()
-    (path.parent / "best.onnx").touch()
-    ways = find(load_detector(path), path, compile=False)
+    made = f"tinydet export {path} --int8 DATA && "
+    assert ways["ONNX Runtime int8"][1:] == (f"--weights {path.parent}/best.int8.onnx", made)
+    assert all(way.make().config == tiny() for name, way in ways.items() if name != "compiled")
+    assert sorted(os.listdir(tmp_path)) == ["best.int8.onnx", "best.onnx"]
+
+    path.with_suffix(".onnx").touch()
+    ways = find(weights, path, compile=False)
     assert [*ways] == ["eager", "ONNX Runtime", "ONNX Runtime int8"]
-    assert ways["ONNX Runtime"].before == ""
-    monkeypatch.setattr(
-        bench, "load_onnx", lambda *_, **__: load_detector(path)._replace(config=tiny(classes=("Dog",)))
-    )
+    assert ways["ONNX Runtime"][1:] == (f"--weights {path.parent}/best.onnx", "")
+    other = find(weights._replace(config=tiny(classes=("Dog",))), path, compile=False)
     with pytest.raises(InputError, match=r"best\.onnx: of another detector; export it again"):
+        other["ONNX Runtime"].make()
+    swish = weights._replace(config=tiny(activation="swish"))
+    assert [*find(swish, path, compile=False)] == ["eager", "ONNX Runtime"]
+    file: Any = OnnxFile(tiny(), None, {}, (0,), "", "")
+    assert [*find(file, path, compile=True)] == ["ONNX Runtime"]
+
+
+def test_without_export_its_row_says_why(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "export_model", lambda *_, **__: raise_error(InputError("needs onnx")))
+    shutil.copy(path, alone := tmp_path / "alone.pt")
+    how: Any = {"folder": tmp_path / "new", "images": [IMAGE], "device": "cpu", "tell": lambda _: None}
+    ways = find_ways(load_detector(alone), alone, compile=False, **how)
+    assert [*ways] == ["eager", "ONNX Runtime"]
+    with pytest.raises(InputError, match="needs onnx"):
         ways["ONNX Runtime"].make()
 
 

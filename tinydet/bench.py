@@ -1,12 +1,11 @@
 """Bench: how fast a detector is on this machine, by engine and number of threads, and which to use."""
 
-import glob
 import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +13,17 @@ import numpy as np
 import torch
 
 from tinydet.data.images import IMAGE_SUFFIXES, read_image
-from tinydet.data.loader import Batch
 from tinydet.data.open import open_dataset
+from tinydet.detector import Detector
 from tinydet.draw import count_text
-from tinydet.engines import Engine, OnnxEngine, TorchEngine
+from tinydet.engines import TorchEngine
 from tinydet.errors import InputError, raise_error, try_call
 from tinydet.export import export_model
 from tinydet.files import list_files
-from tinydet.model.efficientdet import Outputs
+from tinydet.quantize import INT8, quantize_onnx
 from tinydet.training.memory import out_of_memory
-from tinydet.weights.load import Loaded, load_detector
-from tinydet.weights.onnx_file import ONNX, OnnxFile, load_onnx
+from tinydet.weights.load import Loaded, load_any
+from tinydet.weights.onnx_file import ONNX, OnnxFile
 
 TURNS, FEWEST_TURNS = 6, 3  # of each row, and where they take twice as long as they should
 PAUSE = 0.1  # seconds after a turn: for so long ONNX Runtime's threads spin, and the next would have a core less
@@ -32,13 +31,12 @@ GAIN = 1.05  # for which a larger batch, or what is less simple, is worth it
 LARGEST_BATCH, IMAGES = 64, 16  # images in a batch, and images of a data set
 LIMITS: Any = {"score_threshold": 0.3, "max_detections": 100}  # the defaults of prediction
 Key = tuple[str, int]  # engine, threads
-Times = tuple[float, float, float]  # seconds of a batch: in all, to prepare it, in the network
 
 
 class Way(NamedTuple):
     """A way to run a detector."""
 
-    make: Callable[[], Engine]
+    make: Callable[[], Detector]
     options: str  # of `tinydet predict`
     before: str = ""  # the command that makes its file, and "&&"
 
@@ -59,61 +57,54 @@ class Row(NamedTuple):
     images_per_second: float | None = None
 
 
-class TimedEngine(TorchEngine):
-    """An engine that knows how many seconds its network took."""
-
-    seconds = 0.0
-
-    def network(self, batch: Batch) -> Outputs:
-        """Compute the network's outputs, and wait for them."""
-        wait = torch.get_device_module(self.device).synchronize
-        wait()
-        start = time.perf_counter()
-        outputs = super().network(batch)
-        wait()
-        self.seconds = time.perf_counter() - start
-        return outputs
-
-
 def find_ways(
-    loaded: Loaded, path: Path, *, folder: Path, device: str, compile: bool, tell: Callable[[str], None]
+    loaded: Loaded,
+    path: Path,
+    *,
+    folder: Path,
+    images: Sequence[np.ndarray],
+    device: str,
+    compile: bool,
+    tell: Callable[[str], None],
 ) -> dict[str, Way]:
-    """Find the ways to run a detector that was loaded from a file: weights also as the exported files beside them.
+    """Find the ways to run a detector that was loaded from a file: of weights also the files that export makes of them.
 
-    What is simpler comes first. If there is no exported file of their name, one is made in the folder.
+    What is simpler comes first. Exported files that are not there are made in the folder, 8 bits by the images.
     """
     option = f"--weights {shlex.quote(str(path))}"
-    if isinstance(loaded, OnnxFile):
-        tell("an exported file is measured alone; give the weights that it was exported from to compare")
-        return {"ONNX Runtime": Way(lambda: OnnxEngine(load_onnx(path, device=device)), option)}
-    weights = loaded
 
-    def make(*, compile: bool = False) -> Engine:
-        engine = TimedEngine(load_detector(path, device=device), compile=compile)
+    def make(source: Path, *, compile: bool = False) -> Detector:
         if compile:  # when first called
             tell("compiling, which takes a minute for each number of threads, and again for a larger batch")
-        return engine
+        detector = Detector(load_any(source, device=device), compile=compile)
+        if detector.config != loaded.config:
+            raise InputError(f"{source}: of another detector; export it again")
+        return detector
 
-    def make_onnx(file: Path) -> Engine:
-        if (loaded := load_onnx(file, device=device)).config != weights.config:
-            raise InputError(f"{file}: of another detector; export it again")
-        return OnnxEngine(loaded)
+    if isinstance(loaded, OnnxFile):
+        tell("an exported file is measured alone; give the weights that it was exported from to compare")
+        return {"ONNX Runtime": Way(partial(make, path), option)}
 
-    ways, file, errors = {"eager": Way(make, option)}, path.with_suffix(ONNX), list[InputError]()
-    wanted = f"--weights {shlex.quote(str(file))}"
-    if file.exists():
-        ways["ONNX Runtime"] = Way(partial(make_onnx, file), wanted)
-    else:
-        tell("exporting to ONNX, which takes half a minute")
-        try_call(errors.append, export_model, weights, folder / file.name, format="onnx")
-        failed: Any = partial(raise_error, *errors)
-        export = f"tinydet export {shlex.quote(str(path))} && "
-        ways["ONNX Runtime"] = Way(failed if errors else partial(make_onnx, folder / file.name), wanted, export)
-    for other in sorted(path.parent.glob(f"{glob.escape(path.stem)}[-._]*{ONNX}")):
-        name = f"ONNX Runtime {other.stem.removeprefix(path.stem)[1:]}"
-        ways[name] = Way(partial(make_onnx, other), f"--weights {shlex.quote(str(other))}")
+    def find(suffix: str) -> Path:
+        return file if (file := path.with_suffix(suffix)).exists() else folder / file.name
+
+    exports: dict[str, Any] = {ONNX: ("ONNX Runtime", "", partial(export_model, loaded, format="onnx"))}
+    if loaded.config.activation == "relu6":
+        quantize = lambda out: quantize_onnx(find(ONNX), out, images)  # noqa: E731
+        exports[INT8] = ("ONNX Runtime int8", " --int8 DATA", quantize)
+    ways, errors = {"eager": Way(partial(make, path), option)}, list[InputError]()
+    for suffix, (name, flag, write) in exports.items():
+        wanted = f"--weights {shlex.quote(str(path.with_suffix(suffix)))}"
+        if (file := find(suffix)).exists():
+            ways[name] = Way(partial(make, file), wanted)
+        elif not errors:
+            tell(f"exporting {file.name}, which takes half a minute")
+            try_call(errors.append, write, file)
+            failed: Any = partial(raise_error, *errors)
+            export = f"tinydet export {shlex.quote(str(path))}{flag} && "
+            ways[name] = Way(failed if errors else partial(make, file), wanted, export)
     if compile:
-        ways["compiled"] = Way(partial(make, compile=True), f"{option} --compile")
+        ways["compiled"] = Way(partial(make, path, compile=True), f"{option} --compile")
     return ways
 
 
@@ -126,7 +117,7 @@ def read_images(data: Path) -> list[np.ndarray]:
 
 
 def measure(
-    makers: Mapping[str, Callable[[], Engine]],
+    makers: Mapping[str, Callable[[], Detector]],
     images: Sequence[np.ndarray],
     *,
     threads: Sequence[int],
@@ -136,108 +127,111 @@ def measure(
     """Measure each engine with each number of threads, in turns, so that a slow minute slows all alike.
 
     Args:
-        makers: load an engine, by its name; those that are compiled come last.
+        makers: load a detector, by the name of its engine; those that are compiled come last.
         images: uint8[H W 3], RGB, of any sizes.
         threads: numbers of them.
         seconds: of each row with one image, and with its best batch.
         tell: called with what is done next.
     """
-    engines, loads, failures = dict[Key, Engine](), dict[Key, float](), dict[Key, str]()
-    batches, keys = dict[Key, int](), [(name, count) for name in makers for count in threads]
-    before = torch.get_num_threads()
+    detectors, loads, failures = dict[Key, Detector](), dict[Key, float](), dict[Key, str]()
+    keys, batches = [(name, count) for name in makers for count in threads], dict[Key, int]()
+    times: dict[Key, list[list[float]]] = {key: [] for key in keys}  # of `time_image`
+    rates: dict[Key, list[float]] = {key: [] for key in keys}
+    before, part, stream = torch.get_num_threads(), seconds / TURNS, cycle(images)
 
-    def attempt(key: Key, function: Callable[..., Any], *args: Any) -> Any:
+    def attempt(key: Key, function: Callable[[Key], None]) -> None:
         torch.set_num_threads(key[1])
         try:
-            return function(*args)
+            function(key)
         except Exception as error:  # whatever goes wrong in an engine is the result of its row
             failures[key] = str(error).strip().split("\n")[0] or type(error).__name__
-            engines.pop(key, None)
-            return None
+            detectors.pop(key, None)
 
     def load(key: Key) -> None:
         start = time.perf_counter()
-        engine = makers[key[0]]()
-        time_call(engine, images[:1])
-        engines[key], loads[key] = engine, time.perf_counter() - start
+        detector = makers[key[0]]()
+        detector(images[0], **LIMITS)
+        detectors[key], loads[key] = detector, time.perf_counter() - start
 
-    def choose_batch(key: Key) -> int:
-        if not getattr(engine := engines[key], "compiled", False):
-            return best_batch(engine, images, seconds=seconds / TURNS)
-        batch = next((batches[other] for other in batches if other[1] == key[1] and other in engines), 1)
-        time_call(engine, [*islice(cycle(images), batch)])  # compiles it
-        return batch
+    def choose_batch(key: Key) -> None:
+        if getattr(detectors[key].engines[0], "compiled", False):  # for one batch, a minute each
+            batches[key] = next((batches[other] for other in batches if other[1] == key[1]), 1)
+            image_rate(detectors[key], images, batch=batches[key], seconds=0)
+        else:
+            batches[key] = best_batch(detectors[key], images, seconds=part)
+
+    def take_turn(key: Key) -> None:
+        time_image(detectors[key], next(stream))  # which warms up
+        end = time.perf_counter() + part
+        while len(times[key]) < 2 or time.perf_counter() < end:
+            times[key].append(time_image(detectors[key], next(stream)))
+        rates[key].append(image_rate(detectors[key], images, batch=batches[key], seconds=part))
+        time.sleep(PAUSE)
+
+    def row(key: Key) -> Row:
+        total, *parts = 1e3 * np.array(times[key]).T
+        figures: Any = [*np.quantile(total, (0.5, 0.9)).tolist(), *np.median(parts, 1).tolist(), None]
+        return Row._make([*key, "", loads[key], *figures[:5], batches[key], statistics.median(rates[key])])
 
     try:
         for key in (keys[0], *keys):  # the first load is that of torch too
-            attempt(key, load, key)
-        tell(f"measuring, {2.5 * seconds * len(engines):.0f} s or more")
-        for key in [*engines]:
-            batches[key] = attempt(key, choose_batch, key)
-        times: dict[tuple[Key, int], list[Times]] = {(key, n): [] for key in engines for n in {1, batches[key]}}
-        end = time.perf_counter() + 2 * seconds * len(times)
+            attempt(key, load)
+        tell(f"measuring, {2.5 * seconds * len(detectors):.0f} s or more")
+        for key in [*detectors]:
+            attempt(key, choose_batch)
+        end = time.perf_counter() + 4 * seconds * len(detectors)
         for turn in range(TURNS):
-            for (key, batch), so_far in times.items() if turn < FEWEST_TURNS or time.perf_counter() < end else ():
-                if key in engines:
-                    call = partial(time_calls, batch=batch, seconds=seconds / TURNS)
-                    so_far += attempt(key, call, engines[key], images) or []
+            for key in [*detectors] if turn < FEWEST_TURNS or time.perf_counter() < end else ():
+                attempt(key, take_turn)
     finally:
         torch.set_num_threads(before)
-    return [
-        summary(Row(*key, load=loads[key], batch=batches[key]), engines[key], times[key, 1], times[key, batches[key]])
-        if key in engines
-        else Row(*key, note=failures[key])
-        for key in keys
-    ]
+    return [row(key) if key in detectors else Row(*key, note=failures[key]) for key in keys]
 
 
-def summary(row: Row, engine: Engine, single: Sequence[Times], batches: Sequence[Times]) -> Row:
-    """Add to a row the figures of calls with one image, and with its batch."""
-    total, prepare, network = 1e3 * np.array(single).T
-    parts = (total, prepare, network, total - prepare - network)
-    latency, before, within, after = (float(np.median(part)) for part in parts)
-    return row._replace(
-        latency=latency,
-        latency_90=float(np.quantile(total, 0.9)),
-        prepare=before,
-        network=within,
-        postprocess=None if isinstance(engine, OnnxEngine) else after,
-        images_per_second=(row.batch or 1) / statistics.median(total for total, _, _ in batches),
-    )
+def time_image(detector: Detector, image: np.ndarray) -> list[float]:
+    """Time the detection of objects in an image -> seconds in all, to prepare it, in the network, and after it.
 
-
-def time_call(engine: Engine, images: Sequence[np.ndarray]) -> Times:
-    """Time the detection of objects in a batch of images."""
+    Of an exported file the last two are one.
+    """
+    (engine,) = detector.engines
     start = time.perf_counter()
-    prepared: Any = engine.prepare(images, names=["image"] * len(images))
+    prepared: Any = engine.prepare([image], names=["image"])
     middle = time.perf_counter()
     engine.detect(prepared, **LIMITS)
     end = time.perf_counter()
-    return end - start, middle - start, engine.seconds if isinstance(engine, TimedEngine) else end - middle
+    if not isinstance(engine, TorchEngine):
+        return [end - start, middle - start, end - middle]
+    batch, wait = prepared.to(engine.device), torch.get_device_module(engine.device).synchronize
+    wait()
+    again = time.perf_counter()
+    engine.network(batch)
+    wait()
+    network = time.perf_counter() - again
+    return [end - start, middle - start, network, end - middle - network]
 
 
-def time_calls(engine: Engine, images: Sequence[np.ndarray], *, batch: int, seconds: float) -> list[Times]:
-    """Call an engine once to warm up, then time calls for some seconds, at least one, on one batch after another."""
-    stream, times = cycle(images), list[Times]()
-    end = time.perf_counter() + seconds
-    time_call(engine, [*islice(stream, batch)])
-    while not times or time.perf_counter() < end:
-        times.append(time_call(engine, [*islice(stream, batch)]))
-    time.sleep(PAUSE)
-    return times
+def image_rate(detector: Detector, images: Sequence[np.ndarray], *, batch: int, seconds: float) -> float:
+    """Measure the images a second of `Detector.predict`, a batch for each of its threads at least."""
+    fewest, start = batch * detector.workers, time.perf_counter()
+
+    def goes_on(numbered: tuple[int, np.ndarray]) -> bool:
+        return numbered[0] < fewest or numbered[0] % batch > 0 or time.perf_counter() < start + seconds
+
+    given = (image for _, image in takewhile(goes_on, enumerate(cycle(images))))
+    found = sum(1 for _ in detector.predict(given, batch_size=batch, **LIMITS))
+    return found / (time.perf_counter() - start)
 
 
-def best_batch(engine: Engine, images: Sequence[np.ndarray], *, seconds: float) -> int:
+def best_batch(detector: Detector, images: Sequence[np.ndarray], *, seconds: float) -> int:
     """Double the batch while that makes more images a second, and memory holds."""
     rate, batch = 0.0, 1
     while batch <= LARGEST_BATCH:
         try:
-            times = time_calls(engine, images, batch=batch, seconds=seconds)
+            before, rate = rate, image_rate(detector, images, batch=batch, seconds=seconds)
         except RuntimeError as error:
             if batch == 1 or not out_of_memory(error):
                 raise
             break
-        before, rate = rate, batch / statistics.median(total for total, _, _ in times)
         if rate < GAIN * before:
             break
         batch *= 2

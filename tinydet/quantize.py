@@ -18,8 +18,9 @@ from tinydet.export import export_model
 from tinydet.files import PathLike, write_file
 from tinydet.onnx_graph import drop_unread, read_constants
 from tinydet.weights.formats import Weights
-from tinydet.weights.onnx_file import load_onnx
+from tinydet.weights.onnx_file import ONNX, load_onnx
 
+INT8 = f".int8{ONNX}"  # suffix of the files
 QUANTISED = ("Conv", "Clip", "Add", "MaxPool", "Resize", "Transpose", "Reshape", "Concat")
 
 WHY_LITE = (

@@ -34,8 +34,8 @@ from tinydet.files import write_file
 def bench(weights: Path, data: Path | None, compile: bool, as_json: bool, device: str) -> None:
     """Measure how fast a detector is here, and in what form.
 
-    WEIGHTS run in PyTorch, eager and compiled, and in ONNX Runtime, as do exported files beside them, such as
-    best-int8.onnx; with one thread and with all. The last lines say which to use, and how.
+    WEIGHTS run in PyTorch, eager and compiled, and in ONNX Runtime, Lite models in 8 bits too; with one thread and with
+    all. The last lines say which to use, and how.
 
     DATA is a folder of images, or data as for evaluate; without it, the images are noise of the network's input size.
 
@@ -61,7 +61,8 @@ def bench(weights: Path, data: Path | None, compile: bool, as_json: bool, device
     if data is None:
         note("the images are noise of the network's input size, without objects; give yours as DATA")
     with TemporaryDirectory() as folder:
-        ways = find_ways(loaded, weights, folder=Path(folder), device=device, compile=compile, tell=note)
+        how: Any = {"folder": Path(folder), "images": images, "device": device, "compile": compile}
+        ways = find_ways(loaded, weights, tell=note, **how)
         threads = [most, 1] if device == "cpu" and most > 1 else [most]
         rows = measure({name: way.make for name, way in ways.items()}, images, threads=threads, tell=note)
     if all(row.note for row in rows):
@@ -99,12 +100,12 @@ def export(
       tinydet export best.pt --format torch
     """
     from tinydet.export import FORMATS, export_model, sample_image
-    from tinydet.quantize import export_int8
+    from tinydet.quantize import INT8, export_int8
     from tinydet.weights.load import load_detector
 
     if data is not None and (format != "onnx" or image is not None):
         raise InputError("--int8 is of --format onnx, and tests the file on its data, not on --image")
-    out = out or weights.with_suffix(".int8.onnx" if data else FORMATS[format])
+    out = out or weights.with_suffix(INT8 if data else FORMATS[format])
     check_output(out, FORMATS[format], by="--out")
     if out.exists() and out.samefile(weights):
         raise InputError(f"{out}: is the input; name another file by --out")
