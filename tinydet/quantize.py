@@ -75,7 +75,10 @@ def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    model = onnx.load(path)
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # of protobuf's kinds
+        raise InputError(f"{path}: not a readable ONNX file ({error})") from error
     graph, network = model.graph, [node for node in model.graph.node if _is_network(node)]
     kinds = {node.op_type for node in network}
     if "Clip" not in kinds or "Sigmoid" in kinds:

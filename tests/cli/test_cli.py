@@ -455,19 +455,22 @@ def test_bench_prints_the_same_rows_as_a_table_and_as_json(
     weights.with_suffix(".onnx").write_text("none")
     result = run("bench", weights, home / "kitti", "--no-compile", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    first, _, head, eager, onnx, failed, _, advice = result.stdout.splitlines()
+    first, _, head, eager, onnx, int8, *failed, _, advice = result.stdout.splitlines()
     assert first.startswith("weights best.pt (tinydet lite0), input 64x128, device cpu, torch ")
     assert first.endswith(f"images 2 of {home / 'kitti'}")
     assert head.split()[-3:] == ["postprocess", "batch", "images/s"]
     assert re.match(r"eager +1( +\d+\.\d){6} +\d+ +\d+\.\d$", eager)
     assert re.match(r"ONNX Runtime +1( +-){8}$", onnx)
-    assert re.match(r"ONNX Runtime, threads 1: .*best\.onnx: .*[oO][nN][nN][xX]", failed)
+    assert re.match(r"ONNX Runtime int8 +1( +-){8}$", int8)
+    assert re.match(r"ONNX Runtime, threads 1: .*best\.onnx: ONNX Runtime cannot read it", failed[0])
+    assert re.match(r"ONNX Runtime int8, threads 1: .*best\.onnx: not a readable ONNX file", failed[1])
     assert re.match(rf"fastest here: eager, 1 thread, .*: tinydet predict IMAGES --weights {weights}", advice)
     result = run("bench", weights, "--no-compile", "--device", "cpu", "--json")
     found = json.loads(result.stdout)
     assert [(row["engine"], row["network"] is None) for row in found["rows"]] == [
         ("eager", False),
         ("ONNX Runtime", True),
+        ("ONNX Runtime int8", True),
     ]
     assert "images are noise" in result.stderr
     monkeypatch.setattr(bench, "measure", lambda *_, **__: [bench.Row("eager", 1, "it is NaN")])
