@@ -32,7 +32,9 @@ class Issued(NamedTuple):
 
     before: State
     batch: Batch
-    how: dict[str, Any]  # lr, micro_batches
+    lr: float
+    micro_size: int
+    waited: float
     after: State
     metrics: StepMetrics  # on their way to the CPU
     arrived: Callable[[], object]  # waits for them
@@ -53,16 +55,15 @@ def run_steps(
     Raises:
         FloatingPointError: the loss of a step is not finite; what came of it is in no state that was passed on.
     """
-    last: tuple[Issued, float, int] | None = None
+    last: Issued | None = None
     try:
         while (lr := next_lr(state.step)) is not None:
             asked = clock()
             batch = next(batches).to(run.device)
-            waited = clock() - asked
+            how: Any = {"lr": lr, "waited": clock() - asked}
             while True:
-                how = {"lr": lr, "micro_batches": run.micro_batches(micro_size)}
                 try:
-                    issued = issue(run, state, batch, how)
+                    issued = issue(run, state, batch, micro_size=micro_size, **how)
                     break
                 except RuntimeError as error:
                     if not out_of_memory(error) or micro_size == 1 or run.world.size > 1:
@@ -70,21 +71,21 @@ def run_steps(
                 micro_size = -(-min(micro_size, run.share) // 2)
                 yield Message(less_memory(run.share, micro_size))
             if last is not None:
-                yield (done := finish(run, out, *last))
-                if done.state is not last[0].after:  # it overflowed, and the next one is made anew without it
-                    issued = issue(run, done.state, batch, how)
-            last, state = (issued, waited, micro_size), issued.after
+                yield (done := finish(run, out, last))
+                if done.state is not last.after:  # it overflowed, and the next one is made anew without it
+                    issued = issue(run, done.state, batch, micro_size=micro_size, **how)
+            last, state = issued, issued.after
     except RuntimeError:
         if last is not None:
-            yield finish(run, out, *last)
+            yield finish(run, out, last)
         raise
     if last is not None:
-        yield finish(run, out, *last)
+        yield finish(run, out, last)
 
 
-def issue(run: Run, state: State, batch: Batch, how: dict[str, Any]) -> Issued:
+def issue(run: Run, state: State, batch: Batch, *, lr: float, micro_size: int, waited: float) -> Issued:
     """Start a step, and the transfer of what is measured in it."""
-    after, metrics = run.step(state, batch, check=False, **how)
+    after, metrics = run.step(state, batch, check=False, lr=lr, micro_batches=run.micro_batches(micro_size))
     on_gpu = run.device.type == "cuda"
 
     def fetch(x: Tensor) -> Tensor:
@@ -94,16 +95,17 @@ def issue(run: Run, state: State, batch: Batch, how: dict[str, Any]) -> Issued:
     event = torch.cuda.Event() if on_gpu else None
     if event:
         event.record()
-    return Issued(state, batch, how, after, told, event.synchronize if event else lambda: None)
+    return Issued(state, batch, lr, micro_size, waited, after, told, event.synchronize if event else lambda: None)
 
 
-def finish(run: Run, out: Path, issued: Issued, waited: float, micro_size: int) -> Done:
+def finish(run: Run, out: Path, issued: Issued) -> Done:
     """Wait for a step, and keep one that failed."""
-    issued.arrived()
+    before, batch, lr, micro_size, waited, after, metrics, arrived = issued
+    arrived()
     try:
-        state = check_step(issued.before, issued.after, issued.metrics, names=issued.batch.names)
+        state = check_step(before, after, metrics, names=batch.names)
     except FloatingPointError as error:
-        path = save_step(out, run, issued.before, issued.batch, **issued.how)
+        path = save_step(out, run, before, batch, lr=lr, micro_batches=run.micro_batches(micro_size))
         others = f" and those of {run.world.size - 1} other processes" if run.world.size > 1 else ""
         raise FloatingPointError(f"{error}{others}; tinydet train --replay {path} runs it again") from None
-    return Done(state, issued.metrics, issued.how["lr"], waited, micro_size)
+    return Done(state, metrics, lr, waited, micro_size)
