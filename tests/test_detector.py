@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,20 @@ def test_any_iterable_of_images_is_detected_in_lazily(detector: Detector, image:
     batch = np.stack([image, image[::-1]])
     for one, other in zip(detector.predict(batch, batch_size=2, **LOW), detector(batch, **LOW), strict=True):
         assert_same(one.detections, other.detections)
+
+
+def test_predictions_at_once_leave_the_number_of_threads_as_it_was(detector: Detector) -> None:
+    before, images = torch.get_num_threads(), [np.zeros((32, 32, 3), np.uint8)] * 6
+    torch.set_num_threads(4)
+    try:
+        held = detector.predict(images, batch_size=1)
+        next(held)
+        with ThreadPoolExecutor(1) as pool:  # as a server does for another request
+            assert pool.submit(lambda: [*detector.predict(images)] and torch.get_num_threads()).result() == 4
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 4
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(2)
+        assert detector.workers == 2
+    finally:
+        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinydet.data.images import image_to_rgb, read_image
+from tinydet.distributed import use_threads
 from tinydet.engines import OnnxEngine, TorchEngine, make_engine
 from tinydet.errors import InputError, OnError, raise_error, try_call
 from tinydet.files import PathLike
@@ -38,9 +39,9 @@ def load(
     device: torch.device | str = "cpu",
     compile: bool = False,
 ) -> "Detector":
-    """Load a detector from a file of weights, or the published ones of `model` ("coco"); compiling takes a minute.
+    """Load a detector from a file of weights or an exported one, or the published one of `model` ("coco").
 
-    Several files make one detector, which fuses what each of them detects.
+    Several files make one detector, which fuses what each of them detects. To compile takes a minute.
 
     Raises:
         InputError: there is no such file, or it holds no whole detector, or their classes differ.
@@ -64,8 +65,12 @@ class Detector:
         # In eager mode on a CPU threads that share a layer wait for each other, and idle where one of them lacks its
         # core: batches at once take .8 of the time, and beside a busy process a sixth. Others have a turn each.
         self.eager = all(isinstance(one, TorchEngine) and one.eager for one in self.engines)
-        self.workers = min(torch.get_num_threads(), MOST_WORKERS) if self.eager else 2
         self._turn = nullcontext() if self.eager else Lock()
+
+    @property
+    def workers(self) -> int:
+        """Batches that `predict` detects in at once."""
+        return min(torch.get_num_threads(), MOST_WORKERS) if self.eager else 2
 
     @overload
     def __call__(self, images: PathLike | Image.Image, **settings: Any) -> Prediction: ...
@@ -143,19 +148,15 @@ class Detector:
         groups = iter(lambda: [*islice(numbered, batch_size)], [])
 
         def detect_groups() -> Iterator[Prediction]:
-            first, threads = [*islice(groups, 2)], torch.get_num_threads()
+            first = [*islice(groups, 2)]
             count = (self.workers if len(first) > 1 else 0) if workers is None else workers
-            share = partial(torch.set_num_threads, max(1, threads // max(1, count))) if self.eager else None
+            share = partial(use_threads, max(1, torch.get_num_threads() // max(1, count))) if self.eager else None
             every = chain(first, groups)
-            try:
-                for predictions, errors in (
-                    prefetch(detect, every, depth=count, start=share) if count else map(detect, every)
-                ):
-                    yield from predictions
-                    for error in errors:
-                        on_error(error)
-            finally:
-                torch.set_num_threads(threads)  # of threads that start from now on
+            found = prefetch(detect, every, depth=count, start=share) if count else map(detect, every)
+            for predictions, errors in found:
+                yield from predictions
+                for error in errors:
+                    on_error(error)
 
         return detect_groups()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import product
+from threading import Lock, Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from tinydet.errors import InputError, LostProcessError, SharedError
 
 TIMEOUT = timedelta(minutes=5)  # of a collective, such as one that waits while another process computes the AP
 
+_ONE_AT_A_TIME = Lock()
 LOST = re.compile("clos|reset|refused|peer|pipe|remote|timed? ?out", re.IGNORECASE)  # in what gloo and nccl say of it
 
 
@@ -138,6 +140,16 @@ def use_all_cores() -> None:
     """Share the cores of a machine among its processes, where torchrun has set one thread for each."""
     if processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes_here()))
+
+
+def use_threads(count: int) -> None:
+    """Compute with so many threads in the calling one: others, and those that start later, keep their number."""
+    with _ONE_AT_A_TIME:
+        others = torch.get_num_threads()
+        torch.set_num_threads(count)  # of this thread, and of all that have not computed yet
+        again = Thread(target=torch.set_num_threads, args=(others,))
+        again.start()
+        again.join()
 
 
 @contextmanager
