@@ -15,6 +15,7 @@ from tinydet.model.layers import (
     BatchNorm,
     Conv,
     SeparableConvBlock,
+    conv_norm,
     downsample,
     drop_path,
     initialise,
@@ -205,3 +206,10 @@ def test_initialise():
     torch.manual_seed(1)
     initialise(net)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_one_value_a_channel_has_no_statistics() -> None:
+    conv, norm = nn.Conv2d(2, 8, 1, bias=False), BatchNorm(8).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        conv_norm(conv, norm, torch.randn(1, 2, 1, 1))
+    assert norm.running_var.isfinite().all()

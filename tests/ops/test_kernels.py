@@ -106,6 +106,17 @@ def test_pointwise_conv_norm(mean: float) -> None:
     same_function(partial(kernels.pointwise_conv_norm, eps=1e-2), plain, x + mean, *params)
 
 
+def test_a_variance_that_cancels_is_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    along, turned = torch.randn(16, 1, generator=generator), torch.randn(512, 16, generator=generator)
+    turned -= turned @ along @ along.mT / along.square().sum()  # orthogonal to the one direction in which x varies
+    x = 1e3 * along * torch.randn(1, 64 * 64, generator=generator)
+    kernel = turned[..., None, None]
+    y, _, var = kernels.pointwise_conv_norm(x.view(1, 16, 64, 64), kernel, torch.ones(512), torch.zeros(512), eps=1e-3)
+    assert var.min() == 0
+    assert y.isfinite().all()
+
+
 def test_pad() -> None:
     for border, value in (((0, 1, 2, 3), 0.0), ((2, 0, 0, 0), -torch.inf), ((0, 0, 0, 0), 1.0)):
         plain = lambda x, border=border, value=value: F.pad(x, border, value=value).exp()  # noqa: E731

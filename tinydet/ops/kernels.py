@@ -102,13 +102,14 @@ def pointwise_conv_norm(
     """Normalise a pointwise convolution by its batch's statistics: those follow from the mean and covariance of x.
 
     mean(W x) = W mean(x) and var(W x) = diag(W cov(x) W^T). The wider the output is than x, the more is saved: it is
-    written once, normalised, and its gradient needs nothing of it. float[B C H W], float[C' C 1 1], float[C'] ->
+    written once, normalised, and its gradient needs nothing of it. A channel whose kernel is orthogonal to what varies
+    most in x has a less exact variance. float[B C H W], float[C' C 1 1], float[C'] ->
     float[B C' H W], and its mean and variance before, float[C'].
     """
     kernel, mean = weight.flatten(1), x.mean((0, 2, 3))
     centred = x - mean[:, None, None]
     rows = centred.permute(0, 2, 3, 1).flatten(0, 2)
-    var = ((kernel @ (rows.mT @ rows / len(rows))) * kernel).sum(1)
+    var = ((kernel @ (rows.mT @ rows / len(rows))) * kernel).sum(1).clamp(min=0)  # what cancels may fall below
     scale = scale * (var + eps).rsqrt()
     return pointwise_conv(centred, scale[:, None, None, None] * weight, shift), kernel @ mean, var
 

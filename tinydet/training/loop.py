@@ -173,7 +173,8 @@ def run_epochs(
         while state.step > first or not (stops_early(history, settings) or finished(budget, spent)):
             began = clock() - sums.seconds
             rates = partial(next_lr, run, history, began=began, clock=clock)
-            for done in run_steps(run, state, batches, out, micro_size=micro_size, next_lr=rates, clock=clock):
+            how: Any = {"late": run.device.type == "cuda", "next_lr": rates, "clock": clock}
+            for done in run_steps(run, state, batches, out, micro_size=micro_size, **how):
                 if isinstance(done, Message):
                     yield done
                     continue

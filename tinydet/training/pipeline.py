@@ -1,13 +1,14 @@
-"""Steps in a row: the loss of one is read once the next is under way, so that a GPU is never waited for."""
+"""Steps in a row: on a GPU the loss of one is read once the next is under way, so that it is never waited for."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tinydet.data.loader import Batch
+from tinydet.errors import InputError
 from tinydet.ops.losses import Losses
 from tinydet.training.events import Message
 from tinydet.training.memory import less_memory, out_of_memory
@@ -46,11 +47,14 @@ def run_steps(
     batches: Iterator[Batch],
     out: Path,
     *,
+    late: bool,
     micro_size: int,
     next_lr: Callable[[int], float | None],
     clock: Callable[[], float],
 ) -> Iterator[Done | Message]:
     """Make steps as long as `next_lr` of the steps done gives a learning rate; an error comes after all that are done.
+
+    With `late` a step is waited for when the next one is under way, for which a third state is in memory.
 
     Raises:
         FloatingPointError: the loss of a step is not finite; what came of it is in no state that was passed on.
@@ -60,22 +64,27 @@ def run_steps(
         while (lr := next_lr(state.step)) is not None:
             asked = clock()
             batch = next(batches).to(run.device)
-            how: Any = {"lr": lr, "waited": clock() - asked}
-            while True:
+            waited, issued = clock() - asked, None
+            while issued is None:
                 try:
-                    issued = issue(run, state, batch, micro_size=micro_size, **how)
-                    break
+                    issued = issue(run, state, batch, lr=lr, micro_size=micro_size, waited=waited)
                 except RuntimeError as error:
                     if not out_of_memory(error) or micro_size == 1 or run.world.size > 1:
                         raise
-                micro_size = -(-min(micro_size, run.share) // 2)
-                yield Message(less_memory(run.share, micro_size))
-            if last is not None:
-                yield (done := finish(run, out, last))
-                if done.state is not last.after:  # it overflowed, and the next one is made anew without it
-                    issued = issue(run, done.state, batch, micro_size=micro_size, **how)
-            last, state = issued, issued.after
-    except RuntimeError:
+                if issued is None:
+                    micro_size = -(-min(micro_size, run.share) // 2)
+                    yield Message(less_memory(run.share, micro_size))
+                elif last is not None:
+                    before, last = last, None
+                    yield (done := finish(run, out, before))
+                    if done.state is not state:  # it overflowed, and the next one is made anew without it
+                        state, issued = done.state, None
+            if late:
+                last, state = issued, issued.after
+            else:
+                yield (done := finish(run, out, issued))
+                state = done.state
+    except (RuntimeError, InputError):
         if last is not None:
             yield finish(run, out, last)
         raise
