@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.checkpoints import small_weights
 from tests.kitti_folders import write_kitti
 from tinydet.detector import Detector, load
+from tinydet.engines import TorchEngine
 from tinydet.errors import InputError
 from tinydet.evaluation import evaluate_detector
 from tinydet.export import Pipeline, compare_detections, export_model, sample_image
@@ -152,8 +154,27 @@ def test_files_that_are_none(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
         onnx.save(model, bad)
         with pytest.raises(InputError, match=rf"bad\.onnx: not a file of tinydet export \(.*{text}.*export it again"):
             load(bad)
-    with pytest.raises(InputError, match="onnxruntime does not run on xpu here; install onnxruntime-gpu"):
+    with pytest.raises(InputError, match="onnxruntime does not run on xpu here; use --device cpu"):
         load(path, device="xpu")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"running it needs onnxruntime: pip install 'tinydet\[onnx\]'"):
+    with pytest.raises(InputError, match=r"running it needs onnxruntime \(.*\); pip install 'tinydet\[onnx\]'"):
         load(path)
+
+
+def test_an_exported_file_of_another_model(path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.onnx: holds a lite0, not a d3"):
+        load(path, model="d3")
+
+
+def test_a_network_that_cannot_be_compiled(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BrokenError(RuntimeError):
+        """As of Inductor."""
+
+    BrokenError.__module__ = "torch._inductor.exc"
+    engine: Any = TorchEngine(weights)
+    engine.compiled = True
+    batch = engine.prepare([np.zeros((8, 8, 3), np.uint8)], names=["image"])
+    for error, kind in ((BrokenError("no g++\nat all"), InputError), (RuntimeError("no memory"), RuntimeError)):
+        monkeypatch.setattr(engine, "infer", Mock(side_effect=error))
+        with pytest.raises(kind, match=r"the network could not be compiled \(no g\+\+\)$|^no memory$"):
+            engine.network(batch)

@@ -86,8 +86,9 @@ def test_a_file_whose_scores_differ_is_an_error(
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
     monkeypatch.setattr(torch.export, "save", lambda *_: None)
     monkeypatch.setattr(torch.export, "load", lambda _: Mock(**{"module.return_value": lambda images: wrong}))
-    with pytest.raises(InputError, match=r"a\.pt2: scores differ by inf from those of the detector; do not use it"):
+    with pytest.raises(InputError, match=r"a\.pt2: not written; its scores differ by inf from the detector's"):
         export_model(weights, tmp_path / "a.pt2", format="torch", max_detections=1)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_differences() -> None:

@@ -17,11 +17,10 @@ from tinydet.data.open import open_dataset
 from tinydet.detector import Detector
 from tinydet.draw import count_text
 from tinydet.engines import TorchEngine
-from tinydet.errors import InputError, raise_error, try_call
+from tinydet.errors import InputError, raise_error
 from tinydet.export import export_model
 from tinydet.files import list_files
 from tinydet.quantize import INT8, quantize_onnx
-from tinydet.training.memory import out_of_memory
 from tinydet.weights.load import Loaded, load_any
 from tinydet.weights.onnx_file import ONNX, OnnxFile
 
@@ -92,14 +91,17 @@ def find_ways(
     if loaded.config.activation == "relu6":
         quantize = lambda out: quantize_onnx(find(ONNX), out, images)  # noqa: E731
         exports[INT8] = ("ONNX Runtime int8", " --int8 DATA", quantize)
-    ways, errors = {"eager": Way(partial(make, path), option)}, list[InputError]()
+    ways, errors = {"eager": Way(partial(make, path), option)}, list[Exception]()
     for suffix, (name, flag, write) in exports.items():
         wanted = f"--weights {shlex.quote(str(path.with_suffix(suffix)))}"
         if (file := find(suffix)).exists():
             ways[name] = Way(partial(make, file), wanted)
         elif not errors:
             tell(f"exporting {file.name}, which takes half a minute")
-            try_call(errors.append, write, file)
+            try:
+                write(file)
+            except Exception as error:  # which becomes that of the row
+                errors.append(error)
             failed: Any = partial(raise_error, *errors)
             export = f"tinydet export {shlex.quote(str(path))}{flag} && "
             ways[name] = Way(failed if errors else partial(make, file), wanted, export)
@@ -228,8 +230,8 @@ def best_batch(detector: Detector, images: Sequence[np.ndarray], *, seconds: flo
     while batch <= LARGEST_BATCH:
         try:
             before, rate = rate, image_rate(detector, images, batch=batch, seconds=seconds)
-        except RuntimeError as error:
-            if batch == 1 or not out_of_memory(error):
+        except Exception:  # of memory, which ONNX Runtime has its own kinds of
+            if batch == 1:
                 raise
             break
         if rate < GAIN * before:

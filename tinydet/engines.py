@@ -53,7 +53,12 @@ class TorchEngine:
     @torch.inference_mode()
     def network(self, batch: Batch) -> Outputs:
         """Compute the network's outputs for a batch on its device."""
-        return self.infer(normalize(batch.images, mean=self.config.mean, std=self.config.std))
+        try:
+            return self.infer(normalize(batch.images, mean=self.config.mean, std=self.config.std))
+        except RuntimeError as error:
+            if self.compiled and type(error).__module__.startswith("torch._"):  # Dynamo's or Inductor's
+                raise InputError(f"the network could not be compiled ({str(error).splitlines()[0]})") from error
+            raise
 
     @torch.inference_mode()
     def detect(
@@ -77,7 +82,7 @@ class OnnxEngine:
     """An exported file in ONNX Runtime, which letterboxes images itself and suppresses as it was exported."""
 
     def __init__(self, file: OnnxFile) -> None:
-        self.file, self.config = file, file.config
+        self.file = file
 
     def check(self, *, method: str | None, score_threshold: float, tta: bool) -> None:
         """Raise InputError where it would have to detect in another way than it was exported to."""

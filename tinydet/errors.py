@@ -39,7 +39,7 @@ class NotFoundError(InputError):
 OnError = Callable[[InputError], None]
 
 
-def raise_error(error: InputError) -> None:
+def raise_error(error: Exception) -> None:
     """Raise the error: the default of every `on_error`."""
     raise error
 

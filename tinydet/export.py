@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from tinydet.model.functional import Variables
 from tinydet.model.postprocess import BOX_VOTING_IOU, Detections, detect_padded, model_anchors, normalize
 from tinydet.onnx_graph import drop_unread, pad_in_pooling, trim_kernels
 from tinydet.weights.formats import Weights
-from tinydet.weights.onnx_file import load_onnx, write_metadata
+from tinydet.weights.onnx_file import load_onnx, make_metadata
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}  # suffix of the files of each
 OPSET = 18  # the first in which an image can be shrunk with a filter
@@ -125,25 +126,34 @@ def export_model(
     free: Any = {0: Dim("batch", max=1024), 1: Dim("height", max=LARGEST), 2: Dim("width", max=LARGEST)}
     with torch.no_grad():
         program = torch.export.export(pipeline, (images,), dynamic_shapes=(free,))
-    run: Callable[[Tensor], tuple[Tensor, ...]]
-    if format == "torch":
-        with atomic_write(path) as file:
-            torch.export.save(program, file)
-        run = torch.export.load(path).module()
-    else:
-        _save_onnx(program, pipeline, path)
-        if not find_spec("onnxruntime"):
-            return None
-        session = load_onnx(path).session
-        run = lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))  # noqa: E731
-    # At the size that was traced, turned and halved.
-    samples = (sample.contiguous() for sample in (images, images.transpose(1, 2), images[:, ::2, ::2]))
-    parts = [compare_detections(first_image(pipeline(one)), first_image(run(one))) for one in samples]
-    boxes, scores, objects = zip(*parts, strict=True)
-    difference = Difference(max(boxes), max(scores), sum(objects))
-    if not difference.scores <= TOLERANCE:
-        raise InputError(f"{path}: scores differ by {difference.scores:g} from those of the detector; do not use it")
+    with TemporaryDirectory() as folder:
+        made, difference = Path(folder) / path.name, None
+        run: Any = None
+        if format == "torch":
+            with atomic_write(made) as file:
+                torch.export.save(program, file)
+            run = torch.export.load(made).module()
+        else:
+            _save_onnx(program, pipeline, made)
+            if find_spec("onnxruntime"):
+                session = load_onnx(made).session
+                run = lambda x: tuple(map(torch.from_numpy, session.run(None, {"images": x.numpy()})))  # noqa: E731
+        if run is not None:
+            difference = compare_runs(pipeline, run, images)
+            if not difference.scores <= TOLERANCE:
+                raise InputError(f"{path}: not written; its scores differ by {difference.scores:g} from the detector's")
+        write_file(path, made.read_bytes())
     return difference
+
+
+def compare_runs(
+    detector: Callable[[Tensor], tuple[Tensor, ...]], exported: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
+) -> Difference:
+    """Compare an exported detector with the detector at the size that was traced, turned and halved."""
+    samples = (sample.contiguous() for sample in (images, images.transpose(1, 2), images[:, ::2, ::2]))
+    parts = [compare_detections(first_image(detector(one)), first_image(exported(one))) for one in samples]
+    boxes, scores, objects = zip(*parts, strict=True)
+    return Difference(max(boxes), max(scores), sum(objects))
 
 
 def first_image(outputs: tuple[Tensor, ...]) -> Detections:
@@ -171,7 +181,7 @@ def _save_onnx(program: torch.export.ExportedProgram, pipeline: Pipeline, path: 
     proto = made.model_proto
     for simplify in (trim_kernels, pad_in_pooling, drop_unread):
         simplify(proto.graph)
-    for name, text in write_metadata(pipeline.config, pipeline.suppression).items():
+    for name, text in make_metadata(pipeline.config, pipeline.suppression).items():
         proto.metadata_props.add(key=name, value=text)
     write_file(path, proto.SerializeToString())
 

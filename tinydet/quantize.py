@@ -50,15 +50,22 @@ def export_int8(weights: Weights, out: PathLike, data: PathLike, **settings: Any
         raise InputError(f"{weights.source}: {WHY_LITE}")
     if (least := settings.get("score_threshold", 0.01)) > 0.01:
         raise InputError(f"int8: AP counts scores from 0.01 on, and {least:g} would leave out those below it")
+    check_installed(out)
     train = open_dataset(data, "train", classes=weights.config.classes)
+    before = evaluate(*evaluate_detector(data, [weights], split="val", batch_size=8))
     rows = np.linspace(0, len(train) - 1, min(CALIBRATION, len(train)), dtype=int)
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"
         export_model(weights, plain, format="onnx", **settings)
         quantize_onnx(plain, out, (train[row].image for row in rows))
-        loaded = load_onnx(plain), load_onnx(out)
-    before, after = (evaluate(*evaluate_detector(data, [one], split="val", batch_size=8)) for one in loaded)
+    after = evaluate(*evaluate_detector(data, [load_onnx(out)], split="val", batch_size=8))
     return Quantised(before.metric, before.ap, after.ap)
+
+
+def check_installed(out: PathLike) -> None:
+    """Raise InputError where what quantises is not installed."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
+        raise InputError(f"{out}: int8 needs {' and '.join(missing)}; pip install 'tinydet[onnx]'")
 
 
 def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -> None:
@@ -70,8 +77,7 @@ def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -
     Raises:
         InputError: the network has another activation than relu6; there are no images; onnxruntime is not installed.
     """
-    if missing := [name for name in ("onnx", "onnxruntime") if not find_spec(name)]:
-        raise InputError(f"{out}: int8 needs {' and '.join(missing)}; pip install 'tinydet[onnx]'")
+    check_installed(out)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -97,7 +103,7 @@ def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -
                 made := Path(folder) / "int8.onnx",
                 SimpleNamespace(get_next=lambda: next(feeds, None)),
                 op_types_to_quantize=list(QUANTISED),
-                nodes_to_quantize=[node.name for node in network if node.op_type in QUANTISED],
+                nodes_to_quantize=[node.name for node in network],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

@@ -102,11 +102,14 @@ def load_any(
 ) -> Loaded:
     """Load what `Detector` takes: an exported file, or the weights of a whole detector."""
     if Path(source).suffix == ONNX:
-        return load_onnx(source, device=device)
+        file = load_onnx(source, device=device)
+        if model not in (None, file.config.name):
+            raise InputError(f"{source}: holds a {file.config.name}, not a {model}")
+        return file
     return load_detector(source, model=model, device=device, progress=progress)
 
 
-def select_classes(weights: Loaded, classes: Sequence[str], *, class_map: Mapping[str, str] | None = None) -> Any:
+def select_classes(weights: Loaded, classes: Sequence[str], *, class_map: Mapping[str, str] | None = None) -> Loaded:
     """Restrict a detector to these classes, in this order; raise InputError where it knows none like one of them."""
     known = weights.config.classes
     if tuple(classes) == known and not class_map:
@@ -115,11 +118,11 @@ def select_classes(weights: Loaded, classes: Sequence[str], *, class_map: Mappin
     if unknown := [name for name in classes if name not in matched]:
         raise InputError(f"{weights.source} knows no {', '.join(unknown)}; it knows {', '.join(known)}")
     config = dataclasses.replace(weights.config, classes=tuple(classes))
+    rows = [known.index(matched[name]) for name in classes]
     if isinstance(weights, OnnxFile):
-        labels = tuple(weights.labels[known.index(matched[name])] for name in config.classes)
-        return weights._replace(config=config, labels=labels)
-    (params, buffers), _ = adapt_weights(weights, config, class_map=class_map)
-    return weights._replace(config=config, params=params, buffers=buffers)
+        return weights._replace(config=config, labels=tuple(weights.labels[row] for row in rows))
+    head = {name: weights.params[name].unflatten(0, (-1, len(known)))[:, rows].flatten(0, 1) for name in CLASS_HEAD}
+    return weights._replace(config=config, params=weights.params | head)
 
 
 def adapt_weights(
@@ -142,7 +145,7 @@ def adapt_weights(
             raise InputError(f"{name} has shape {tuple(adapted[name].shape)}, {config.name} needs {tuple(own.shape)}")
     for name in partial:  # float[anchors * classes ...], the classes of each anchor side by side
         theirs = given[name].unflatten(0, (-1, len(known)))
-        ours = fresh[name].to(theirs.device).unflatten(0, (-1, len(config.classes)))
+        ours = fresh[name].unflatten(0, (-1, len(config.classes)))
         for new, old in classes.items():
             ours[:, config.classes.index(new)] = theirs[:, known.index(old)]
         adapted[name] = ours.flatten(0, 1)

@@ -32,7 +32,7 @@ class OnnxFile(NamedTuple):
         return f"{self.checksum} of {self.config}"
 
 
-def write_metadata(config: ModelConfig, suppression: dict[str, Any]) -> dict[str, str]:
+def make_metadata(config: ModelConfig, suppression: dict[str, Any]) -> dict[str, str]:
     """Make the metadata of a file: its format, and config and suppression as JSON."""
     return {
         "format": FORMAT,
@@ -52,30 +52,32 @@ def load_onnx(path: PathLike, *, device: torch.device | str = "cpu") -> OnnxFile
         raise InputError(f"{path}: no such file")
     try:
         import onnxruntime
-    except ModuleNotFoundError:
-        raise InputError(f"{path}: running it needs onnxruntime: pip install 'tinydet[onnx]'") from None
-    providers, kind = ["CPUExecutionProvider"], torch.device(device).type
-    if kind != "cpu":
-        providers.insert(0, f"{kind.upper()}ExecutionProvider")
-        if providers[0] not in onnxruntime.get_available_providers():
-            raise InputError(
-                f"{path}: onnxruntime does not run on {kind} here; install onnxruntime-gpu, or use the CPU"
-            )
+    except ImportError as error:
+        raise InputError(f"{path}: running it needs onnxruntime ({error}); pip install 'tinydet[onnx]'") from error
+    chosen, providers = torch.device(device), list[Any](["CPUExecutionProvider"])
+    if chosen.type != "cpu":
+        if (gpu := f"{chosen.type.upper()}ExecutionProvider") not in onnxruntime.get_available_providers():
+            other = "install onnxruntime-gpu in place of onnxruntime, or " if chosen.type == "cuda" else ""
+            raise InputError(f"{path}: onnxruntime does not run on {chosen.type} here; {other}use --device cpu")
+        providers.insert(0, (gpu, {"device_id": chosen.index or 0}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    content = path.read_bytes()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # of its own kinds
         raise InputError(f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0]})") from error
+    if chosen.type != "cpu" and session.get_providers()[0] != gpu:
+        raise InputError(f"{path}: ONNX Runtime cannot start on {device}, as it says above; use --device cpu")
     known = session.get_modelmeta().custom_metadata_map
     try:
         if known.get("format") != FORMAT:
             raise ValueError(f"its metadata name the format {known.get('format')!r}, not {FORMAT!r}")
         config, suppression = ModelConfig(**json.loads(known["config"])), json.loads(known["suppression"])
+        if (inputs := [one.name for one in session.get_inputs()]) != ["images"]:
+            raise ValueError(f"its inputs are {', '.join(inputs)}, not images")
         check_field(suppression, {"method": str, "score_threshold": float, "max_detections": int}, where="suppression")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a file of tinydet export ({error}); export it again") from error
-    labels, checksum = tuple(range(len(config.classes))), hashlib.sha256(content).hexdigest()
+    labels, checksum = tuple(range(len(config.classes))), hashlib.sha256(path.read_bytes()).hexdigest()
     source = f"{path.name} ({config.name} in ONNX Runtime)"
     return OnnxFile(config, session, suppression, labels, checksum, source)
