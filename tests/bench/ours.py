@@ -15,7 +15,8 @@ from tests.bench import inputs
 from tests.bench.inputs import autocast, columns, synchronized
 from tinydet.data.kitti import KittiDataset
 from tinydet.data.loader import Batch, train_batches
-from tinydet.detector import Detector
+from tinydet.detector import Detector, load
+from tinydet.export import export_model
 from tinydet.metrics.coco import CocoResult, CocoTruth, coco_scores
 from tinydet.metrics.kitti import KittiResult, KittiTruth, kitti_ap
 from tinydet.model.config import model_config
@@ -25,6 +26,7 @@ from tinydet.model.postprocess import detect, model_anchors
 from tinydet.ops.kernels import assign_batch, focal_loss_sum
 from tinydet.ops.losses import detection_loss
 from tinydet.predict import save_predictions
+from tinydet.quantize import quantize_onnx
 from tinydet.training.state import init
 from tinydet.training.step import train_step
 from tinydet.weights.formats import Weights
@@ -47,6 +49,23 @@ def predict(
         return detect(outputs, anchors, method="hard", box_voting_iou=None)
 
     return synchronized(call, device=device)
+
+
+def exported(*, path: str) -> Call:
+    """An image to its detections by an exported file: of Lite0 or D0, in 8 bits or not, as its name says."""
+    name, *int8 = Path(path).stem.split(".")
+    config = model_config(name.partition("-")[0])
+    image = np.random.default_rng(0).integers(0, 256, (*config.image_size, 3), np.uint8)
+    if not Path(path).exists():
+        plain = Path(path).with_name(f"{name}.onnx")
+        if not plain.exists():
+            export_model(
+                Weights(config, *init(config, weights="none")[1].ema, (), "random weights"), plain, format="onnx"
+            )
+        if int8:
+            quantize_onnx(plain, path, [image])
+    detector = load(path)
+    return lambda: detector(image, score_threshold=0.01)
 
 
 def train(

@@ -36,14 +36,22 @@ def rows(scratch: Path) -> list[Row]:
     bare = Entry("network alone", "tests.bench.ours:bare_network", {"images": 24}, worker="tinydet")
     folder, formats = str(scratch / "scenes"), ("channels_last", "contiguous_format")
     loading: dict[str, Any] = {"folder": folder, "size": (256, 896), "images": 12}
+    files = {name: str(scratch / name) for name in ("d0-whole.onnx", "lite0.onnx", "lite0.int8.onnx")}
+    exported = "a uint8 image to its boxes in ONNX Runtime, as tinydet export writes it"
+    in_float = Entry("in float", "tests.bench.ours:exported", {"path": files["lite0.onnx"]}, worker="tinydet")
     outputs = "logits from N(-4.6, 1), deltas from N(0, .1); the best 5000 of 49,104 x 90 to 100 detections"
     evaluation = "AP of 3,769 frames with 7 objects and 50 detections"
     # fmt: off
     return [
         Row("predict", "prepared image to 100 detections, eager, hard NMS; ONNX Runtime: effdet's network alone",
-            [ours("predict"), *(effdet("predict", variant=x, memory_format=x) for x in formats), onnx]),
+            [ours("predict"), *(effdet("predict", variant=x, memory_format=x) for x in formats), onnx], pause=0.1),
         Row("compiled predict", "the same with the network compiled",
-            [ours("predict", compiled=True), effdet("predict", compiled=True), onnx], slow=True),
+            [ours("predict", compiled=True), effdet("predict", compiled=True), onnx], pause=0.1,
+            slow=True),
+        Row("exported", f"{exported}; ONNX Runtime: effdet's network alone",
+            [ours("exported", path=files["d0-whole.onnx"]), onnx], pause=0.1, slow=True),
+        Row("8 bits", f"{exported} --int8, of Lite0",
+            [ours("exported", path=files["lite0.int8.onnx"]), in_float], pause=0.1, slow=True),
         Row("post-processing, hard", f"{outputs}; torchvision: topk, BoxCoder, batched_nms",
             [make("post_process", method="hard") for make in (ours, effdet, torchvision)]),
         Row("post-processing, soft", f"{outputs}, Gaussian, to a score of .001; effdet goes on to the last of the 5000",

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
-PAUSE = 0.02  # seconds after a call: OpenMP's threads spin on a little after their work,
-LONG_PAUSE = {"ONNX Runtime": 0.1}  # and some for so long that the next implementation would have one core less
 PREPARE_TIMEOUT, CALL_TIMEOUT = 600.0, 120.0  # seconds
 FEWEST_ROUNDS = 3  # of a row that takes too long
 
@@ -44,6 +42,7 @@ class Row(NamedTuple):
     pieces: int = 1
     rounds: int = 15
     warmup: int = 3
+    pause: float = 0.02  # seconds after a call, in which OpenMP's threads spin on; ONNX Runtime's spin for longer
     threads: int | None = None  # where it is not what --threads says
     peak: bool = False  # whether peak memory is another row
     slow: bool = False  # whether --quick leaves it out, unless it is asked for by name
@@ -151,7 +150,7 @@ def measure(row: Row, peers: str | None, *, threads: int, timeout: float) -> lis
             for number in sorted(times.keys() - failures.keys()):
                 seconds = ask(number, do="time", key=str(number))
                 times[number] += seconds if turn >= 0 else []
-                time.sleep(LONG_PAUSE.get(row.entries[number].implementation, PAUSE))
+                time.sleep(row.pause)
             tell(".")
         peaks = {number: ask(number, do="peak") for number in sorted(times.keys() - failures.keys()) if row.peak}
         tell("\n")
