@@ -44,7 +44,7 @@ TRAIN, PATH = tinydet.commands["train"], click.Path(path_type=Path)
 @click.option("--peers", metavar="PYTHON", help="Of an environment with effdet, which is trained too.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="Of each run.")
 @click.option("--results", default="runs/accuracy.jsonl", show_default=True, type=PATH, help="File of all runs.")
-@click.option("--json", "file", type=click.File("w", lazy=True), help="Write the runs and their summary there too.")
+@click.option("--json", "file", type=click.File("w"), help="Write the runs and their summary there too.")
 def main(
     sets: Sequence[Path],
     seeds: int,

@@ -181,10 +181,13 @@ def write_fold(data: Path, out: Path, *, fold: int, folds: int) -> Path:
 
 def code() -> str:
     """Name the commit that is checked out; what is changed in tracked files has a checksum at its end."""
-    name, changes = (
-        subprocess.run(["git", *command], cwd=ROOT, capture_output=True, check=True).stdout
-        for command in (["describe", "--always", "--dirty"], ["diff", "HEAD"])
-    )
+    try:
+        name, changes = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, check=True).stdout
+            for command in (["describe", "--always", "--dirty"], ["diff", "HEAD"])
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"{ROOT}: git does not name the code that is measured ({error})") from None
     return name.decode().strip() + (f"-{zlib.crc32(changes):08x}" if changes else "")
 
 
