@@ -107,7 +107,7 @@ def table(summary: Sequence[Mapping[str, Any]]) -> str:
     lines, last = [], None
     for line in summary:
         pooled = "sets" in line
-        name = f"pooled, {line['sets']} sets" if pooled else f"{line['set']}, {line['metric']}"
+        name = f"pooled, {line['sets']} set{'s' * (line['sets'] > 1)}" if pooled else f"{line['set']}, {line['metric']}"
         figures = "" if pooled else f"{plus_minus(line['mean'], line['error']):15}"
         figures += "" if pooled else f"AP50 {plus_minus(line['ap50'], line['ap50_error']):15}"
         difference = ""
