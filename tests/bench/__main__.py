@@ -51,12 +51,17 @@ def main(names: tuple[str, ...], peers: str | None, quick: bool, threads: int, f
 
 def machine(threads: int) -> list[str]:
     """Describe what all of it runs on, and how busy that is, in two lines."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    cpu = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here: not measured"
     load = f"load {os.getloadavg()[0]:.1f} beforehand; " if hasattr(os, "getloadavg") else ""
     versions = f"{threads} threads each, Python {platform.python_version()}, torch {torch.__version__}"
-    return [f"{cpu}, {os.cpu_count()} cores; {load}{gpu}", versions]
+    return [f"{processor()}; {load}{gpu}", versions]
+
+
+def processor() -> str:
+    """Name the CPU and count its cores."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    cpu = next((line.partition(": ")[2] for line in cpuinfo if line.startswith("model name")), platform.machine())
+    return f"{cpu}, {os.cpu_count()} cores"
 
 
 def table(results: Sequence[Result], plan: Sequence[Row]) -> str:

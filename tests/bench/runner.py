@@ -65,18 +65,25 @@ class Failed(Exception):
     """The implementation is not installed, raised, died, or took too long."""
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Set the variables of a process that is measured: its threads, and what keeps it quiet.
+
+    glibc keeps what is freed, as in tinydet's command line; other C libraries do not know how.
+    """
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+    return variables | {"MALLOC_TOP_PAD_": str(64 << 20), "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
 class Worker:
     """A process that serves requests."""
 
     def __init__(self, python: str, *, threads: int) -> None:
-        """Start it. glibc keeps what is freed, as in tinydet's command line; other C libraries do not know how."""
-        variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        variables |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
-        variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
-        variables |= {"MALLOC_TOP_PAD_": str(64 << 20), "NO_ALBUMENTATIONS_UPDATE": "1"}
+        """Start it."""
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         command = [python, "-m", "tests.bench.runner"]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=variables, text=True, **pipes)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment(threads), text=True, **pipes)
 
     def ask(self, timeout: float = CALL_TIMEOUT, **request: Any) -> float:
         """Send a request and wait for its answer; raises Failed, with the reason in one line."""
