@@ -52,9 +52,10 @@ def predict(
 
 
 def exported(*, path: str) -> Call:
-    """An image to its detections by an exported file: of Lite0 or D0, in 8 bits or not, as its name says."""
+    """An image to its detections by an exported file, whose name says which: D0, or a Lite0 for KITTI, in 8 bits."""
     name, *int8 = Path(path).stem.split(".")
-    config = model_config(name.partition("-")[0])
+    kitti: dict[str, Any] = {"classes": ("Car", "Pedestrian", "Cyclist"), "image_size": (320, 1088)}
+    config = model_config("lite0", **kitti) if name == "lite0" else model_config("d0")
     image = np.random.default_rng(0).integers(0, 256, (*config.image_size, 3), np.uint8)
     if not Path(path).exists():
         plain = Path(path).with_name(f"{name}.onnx")

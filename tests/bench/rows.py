@@ -50,7 +50,7 @@ def rows(scratch: Path) -> list[Row]:
             slow=True),
         Row("exported", f"{exported}; ONNX Runtime: effdet's network alone",
             [ours("exported", path=files["d0-whole.onnx"]), onnx], pause=0.1, slow=True),
-        Row("8 bits", f"{exported} --int8, of Lite0",
+        Row("8 bits", f"{exported} --int8; Lite0, three classes, 320x1088",
             [ours("exported", path=files["lite0.int8.onnx"]), in_float], pause=0.1, slow=True),
         Row("post-processing, hard", f"{outputs}; torchvision: topk, BoxCoder, batched_nms",
             [make("post_process", method="hard") for make in (ours, effdet, torchvision)]),
