@@ -152,8 +152,6 @@ def test_what_cannot_be_quantised_says_why(
     swish, out = save(tmp_path / "swish.onnx", Pipeline(LITE, "swish")), tmp_path / "int8.onnx"
     with pytest.raises(InputError, match=r"swish.onnx: int8 is for the Lite detectors: .* swish and"):
         quantize_onnx(swish, out, images)
-    with pytest.raises(InputError, match=r"lite.onnx: int8 needs images to calibrate on; got none"):
-        quantize_onnx(lite, out, images[:0])
     monkeypatch.setattr("tinydet.quantize.find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(InputError, match=r"int8.onnx: int8 needs onnxruntime; pip install 'tinydet\[onnx\]'"):
         quantize_onnx(lite, out, images)

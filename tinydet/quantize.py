@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -69,13 +68,13 @@ def check_installed(out: PathLike) -> None:
 
 
 def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -> None:
-    """Quantise the network of an exported detector to 8 bits, calibrated on images, uint8[H W 3], RGB.
+    """Quantise the network of an exported detector to 8 bits, calibrated on at least one image, uint8[H W 3], RGB.
 
     Weights become int8, scaled by the largest of each output channel; activations uint8, by the least and the largest
     value that the images give. All else, and what the file says of itself, stays as it is.
 
     Raises:
-        InputError: the network has another activation than relu6; there are no images; onnxruntime is not installed.
+        InputError: the network has another activation than relu6, or onnxruntime is not installed.
     """
     check_installed(out)
     import onnx
@@ -89,11 +88,9 @@ def quantize_onnx(path: PathLike, out: PathLike, images: Iterable[np.ndarray]) -
     kinds = {node.op_type for node in network}
     if "Clip" not in kinds or "Sigmoid" in kinds:
         raise InputError(f"{path}: {WHY_LITE}")
-    if (first := next(images := iter(images), None)) is None:
-        raise InputError(f"{path}: int8 needs images to calibrate on; got none")
     start_from_pixels(graph, next(node for node in network if node.op_type == "Conv"))
     drop_unread(graph)
-    feeds = ({graph.input[0].name: image[None]} for image in chain([first], images))
+    feeds = ({graph.input[0].name: image[None]} for image in images)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises to run optimisations that export has run
     try:
