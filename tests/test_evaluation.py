@@ -442,3 +442,14 @@ def test_classes_of_the_weights_must_occur(tmp_path: Path, weights: Weights) -> 
     strangers = weights._replace(config=replace(CONFIG, classes=("Tram", "Bus")))
     with pytest.raises(InputError, match="no val label holds class 'Tram'; they hold Car"):
         run(tmp_path, strangers)
+
+
+def test_mapped_classes_are_those_of_the_data(tmp_path: Path) -> None:
+    write_kitti(tmp_path, 4)
+    config = replace(CONFIG, classes=("Tram", "Bus", "Lorry", "Ship"))
+    strangers = weights_of(config, *params_and_buffers(EfficientDet(config)))
+    named = {"Car": "Tram", "Pedestrian": "Bus", "Cyclist": "Ship"}
+    dataset, _ = evaluate_detector(tmp_path, [strangers], split="val", batch_size=4, class_map=named)
+    assert dataset.classes == (*named,)
+    with pytest.raises(InputError, match="knows no Cyclist"):
+        run(tmp_path, strangers, class_map={"Car": "Tram", "Pedestrian": "Bus"})

@@ -223,12 +223,12 @@ def evaluate_detector(
     world: World = ALONE,
     **views: Any,
 ) -> tuple[DetectionDataset, list[Detections]]:
-    """Detect the objects of a split: by default of the weights' classes, or of the data's if those are COCO's.
+    """Detect the objects of a split: by default of the weights' classes; of the data's if those are COCO's, or mapped.
 
     Several weights detect as one `Detector`; `views` are tta, tiles and overlap of its `predict`. Several processes
     share the images, and have all detections.
     """
-    if classes is None and weights[0].config.classes != COCO_CLASSES:
+    if classes is None and not class_map and weights[0].config.classes != COCO_CLASSES:
         classes = weights[0].config.classes
     with world.together():
         dataset = open_dataset(data, split, classes=classes)
