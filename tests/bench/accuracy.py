@@ -8,6 +8,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from tinydet.model.config import model_config
 from tinydet.training.choices import resolve_config
 from tinydet.training.settings import TrainSettings
 
-TRAIN, PATH = tinydet.commands["train"], click.Path(path_type=Path)
+TRAIN = copy(tinydet.commands["train"])  # a command keeps the help option of the context that it is first used in
+PATH = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
