@@ -179,10 +179,13 @@ def test_int8_is_calibrated_on_train_and_scored_on_val(tmp_path: Path, monkeypat
     monkeypatch.setattr(tinydet.quantize, "CALIBRATION", 3)
 
     def fake(path: Path, out: Path, images: Iterable[np.ndarray]) -> None:
+        assert path.read_text() == "5"
         seen.append(len([*images]))
         copy(path, out)
 
+    monkeypatch.setattr(tinydet.quantize, "export_model", lambda _, out, *, format, max_detections: out.write_text("5"))
     monkeypatch.setattr(tinydet.quantize, "quantize_onnx", fake)
+    monkeypatch.setattr(tinydet.quantize, "load_onnx", lambda out: weights if out.read_text() == "5" else None)
     found = export_int8(weights, tmp_path / "a.onnx", data, max_detections=5)
     assert seen == [3]
     assert found.metric == "Moderate R40"
