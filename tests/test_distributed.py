@@ -112,7 +112,8 @@ def test_values_of_the_first_process_are_those_of_all() -> None:
 def double_step(world: World, state: State, batch: Batch, *, synced: bool) -> Any:
     """Make a step in float64, of a model of its own, as threads need."""
     frozen = frozenset[str]() if synced else frozen_norms()
-    how: Any = {"lr": 1e-2, "anchors": ANCHORS, "optimizer": SGD_PLAIN, "clip": 1e9, "frozen": frozen}
+    how: Any = {"lr": 1e-2, "anchors": ANCHORS, "optimizer": SGD_PLAIN, "clip": 1e9}
+    how |= {"frozen": frozen, "evaluated": frozen}
     all_reduce = world.all_reduce if synced and world.size > 1 else None
     return train_step(state, batch, model=Double(CONFIG).to("meta"), reduce=world.sum, all_reduce=all_reduce, **how)
 

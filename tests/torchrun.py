@@ -115,7 +115,8 @@ def compare(weights: str) -> float:
             return summed
 
         state = initial_state(variables, optimizer=adamw(), frozen=frozen)
-        train_step(state, part, model=EfficientDet(config), lr=0.1, anchors=anchors, frozen=frozen, reduce=reduce)
+        how: Any = {"lr": 0.1, "anchors": anchors, "frozen": frozen, "evaluated": frozen, "reduce": reduce}
+        train_step(state, part, model=EfficientDet(config), **how)
 
         model.load_state_dict({**variables.params, **variables.buffers})
         for module in model.train().modules():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tinydet.labels import BACKGROUND as BACKGROUND
     from tinydet.labels import IGNORE as IGNORE
     from tinydet.model.backbone import EfficientNetBackbone as EfficientNetBackbone
+    from tinydet.model.backbone import early_stages as early_stages
     from tinydet.model.bifpn import BiFPN as BiFPN
     from tinydet.model.bifpn import BiFPNLayer as BiFPNLayer
     from tinydet.model.config import ModelConfig as ModelConfig
@@ -68,7 +69,7 @@ _MODULES = {
     "errors": "InputError",
     "evaluation": "evaluate validate",
     "labels": "BACKGROUND IGNORE",
-    "model.backbone": "EfficientNetBackbone",
+    "model.backbone": "EfficientNetBackbone early_stages",
     "model.bifpn": "BiFPN BiFPNLayer",
     "model.config": "ModelConfig model_config",
     "model.efficientdet": "EfficientDet",

@@ -133,7 +133,8 @@ def started(done: int, *, device: str = "cpu", precision: str = "off", **changes
         weights="best.pt (tinydet lite0)",
         report=None if done else REPORT,
         budget=Budget(12, settings.epochs),
-        crop=(256, 896) if settings.recipe == "paper" else (256, 448),
+        frozen=frozenset() if settings.freeze == "none" else {"backbone.stem"},
+        crop=(256, 896) if settings.recipe == "paper" else settings.crop or (256, 448),
         device=torch.device(device),
         precision=precision,
         world=World(0, settings.processes),
@@ -159,7 +160,7 @@ def test_the_header_describes_the_run() -> None:
         "12 Car, 3 Tram to train on",
         "scale jitter 0.8 to 1.8, flips, colour jitter, copy-paste into 70%",
         "4, 12 steps an epoch",
-        "adamw, peak lr 0.002, cosine, weight decay 0.01, seed 3",
+        "adamw, peak lr 0.002, cosine, weight decay 0.01, early stages frozen, seed 3",
         "cpu, float32",
         "runs/lite0-1, 50 epochs",
     ]
@@ -177,6 +178,9 @@ def test_the_header_describes_the_settings() -> None:
     assert "device    cpu, float32, 3 processes\n" in several
     assert "input     256x896, anchor scale 2.5\n" in header
     assert "images    scale jitter 0.1 to 2, flips, colour jitter\n" in header
+    whole = run_header(started(0, crop=(256, 896), freeze="none"))
+    assert "images    scale jitter 0.6 to 1.2, flips, colour jitter, copy-paste into 70%\n" in whole
+    assert "weight decay 0.01, seed 3\n" in whole
     assert "images    not augmented\n" in run_header(started(0, overfit=4))
     assert header.endswith("runs/lite0-1, 13.5 minutes")
 

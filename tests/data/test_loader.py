@@ -23,7 +23,16 @@ from tests.kitti_folders import HEIGHT, WIDTH, write_kitti
 from tinydet.data.augment import augment
 from tinydet.data.images import Example, letterbox, letterbox_scale
 from tinydet.data.kitti import KittiDataset
-from tinydet.data.loader import Batch, _start_worker, collate, dead_worker, resolve_crop, train_batches, val_batches
+from tinydet.data.loader import (
+    Batch,
+    _start_worker,
+    collate,
+    dead_worker,
+    resolve_crop,
+    resolve_scale_range,
+    train_batches,
+    val_batches,
+)
 from tinydet.distributed import World
 from tinydet.errors import InputError
 from tinydet.labels import BACKGROUND, IGNORE
@@ -252,11 +261,19 @@ def test_training_images_are_crops_at_the_scale_of_the_input(
 
 
 @pytest.mark.parametrize(
-    ("image_size", "crop"),
-    [((320, 1088), (256, 448)), ((48, 128), (48, 64)), ((512, 512), (512, 512)), ((64, 128), (64, 128))],
+    ("image_size", "crop", "scales"),
+    [
+        ((320, 1088), (256, 448), (0.8, 1.8)),
+        ((48, 128), (48, 64), (0.8, 1.8)),
+        ((512, 512), (512, 512), (0.6, 1.2)),
+        ((64, 128), (64, 128), (0.6, 1.2)),
+    ],
 )
-def test_wide_inputs_are_cropped(image_size: tuple[int, int], crop: tuple[int, int]) -> None:
+def test_wide_inputs_are_cropped(
+    image_size: tuple[int, int], crop: tuple[int, int], scales: tuple[float, float]
+) -> None:
     assert resolve_crop(image_size) == crop
+    assert resolve_scale_range(image_size, crop) == scales
 
 
 class Own(Dataset[Any]):

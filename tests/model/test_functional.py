@@ -125,17 +125,17 @@ def test_momentum_is_of_the_call(model, weights, images, momentum):
 def test_frozen_modules_are_in_evaluation(model, weights, images, train):
     """Two of the batch norms and one block: as in a module whose owner has put these in evaluation by hand."""
     params, buffers = weights
-    frozen = ["backbone.stem_norm", "backbone.stages.1.0.project_norm", "bifpn.top.norm"]
+    evaluated = ["backbone.stem_norm", "backbone.stages.1.0.project_norm", "bifpn.top.norm"]
     net = real(CONFIG, params, buffers).train(train)
-    for name in frozen:
+    for name in evaluated:
         net.get_submodule(name).eval()
     expected = net(images)
-    outputs, after = apply(model, params, buffers, images, train=train, frozen=frozen)
+    outputs, after = apply(model, params, buffers, images, train=train, evaluated=evaluated)
     assert_equal(tuple(outputs), tuple(expected))
     assert_close(after, {name: b.detach() for name, b in net.named_buffers()}, rtol=1e-5, atol=1e-6)
     changed = {name.rpartition(".")[0] for name in buffers if not torch.equal(after[name], buffers[name])}
     norms = {name.rpartition(".")[0] for name in buffers}
-    assert changed == (norms - set(frozen) if train else set())
+    assert changed == (norms - set(evaluated) if train else set())
     # A call leaves nothing behind for the next one.
     again, after = apply(model, params, buffers, images, train=train)
     assert_equal(tuple(again), tuple(real(CONFIG, params, buffers).train(train)(images)))

@@ -103,7 +103,13 @@ def test_only_loaded_weights_can_be_frozen() -> None:
     assert some == {name for name in all_ if name.startswith("backbone.")}
     assert {"bifpn.top.norm", "class_net.norms.0.4", "backbone.stem_norm"} <= all_
     assert frozen_modules(model, "backbone", loaded=backbone) > some
-    for freeze in ("backbone", "norms"):
+    early = frozen_modules(model, "early", loaded=backbone)
+    assert early == frozen_modules(model, "auto", loaded=backbone)
+    assert early < frozen_modules(model, "backbone", loaded=backbone)
+    assert {"backbone.stem", "backbone.stages.2.1.project_norm"} <= early
+    assert not any(name.startswith("backbone.stages.3") for name in early)
+    assert frozen_modules(model, "auto", loaded=[]) == frozenset()
+    for freeze in ("early", "backbone", "norms"):
         with pytest.raises(InputError, match=f"freeze {freeze}: the run starts from random weights"):
             frozen_modules(model, freeze, loaded=[])
 
@@ -112,18 +118,18 @@ def test_batch_norms_need_two_values() -> None:
     config = model_config("lite0")
     norms = frozen_modules(meta_model(config), "norms", loaded=[*params_and_buffers(meta_model(config)).buffers])
     nothing = frozenset[str]()
-    for crop, images, frozen in (((128, 129), 1, nothing), ((128, 128), 2, nothing), ((128, 128), 1, norms)):
-        check_batch_norms(config, crop, frozen=frozen, images=images)
+    for crop, images, evaluated in (((128, 129), 1, nothing), ((128, 128), 2, nothing), ((128, 128), 1, norms)):
+        check_batch_norms(config, crop, evaluated=evaluated, images=images)
     backbone = frozenset(name for name in norms if name.startswith("backbone."))
-    for crop, frozen in (((128, 128), nothing), ((32, 64), backbone)):
+    for crop, evaluated in (((128, 128), nothing), ((32, 64), backbone)):
         said = (
             f"one value a channel: of one image of {crop[0]}x{crop[1]}, the last feature map is 1x1; try a larger --s"
         )
         with pytest.raises(InputError, match=said):
-            check_batch_norms(config, crop, frozen=frozen, images=1)
-    check_batch_norms(config, (512, 512), frozen=norms, images=0)
+            check_batch_norms(config, crop, evaluated=evaluated, images=1)
+    check_batch_norms(config, (512, 512), evaluated=norms, images=0)
     with pytest.raises(InputError, match="--sync-bn off: a step has fewer images than there are processes; leave it a"):
-        check_batch_norms(config, (512, 512), frozen=backbone, images=0)
+        check_batch_norms(config, (512, 512), evaluated=backbone, images=0)
 
 
 def test_precision_is_the_one_that_the_device_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tinydet.training.settings import TrainSettings
     [
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd; got 'adam'; did you mean adamw?"),
         ({"schedule": "linear"}, "schedule must be one of cosine, plateau, constant; got 'linear'"),
-        ({"freeze": "head"}, "freeze must be one of none, backbone, norms; got 'head'"),
+        ({"freeze": "head"}, "freeze must be one of auto, none, early, backbone, norms; got 'head'"),
         ({"recipe": "papers"}, "recipe must be one of default, paper; got 'papers'; did you mean paper?"),
         ({"image_size": (0, 896)}, r"image_size must be at least 1, got \(0, 896\)"),
         ({"image_size": "large"}, r"image_size must be \(height, width\) or 'auto', got 'large'"),

@@ -24,7 +24,7 @@ from tinydet.model.postprocess import model_anchors, normalize
 from tinydet.ops import kernels
 from tinydet.ops.assign import assign_batch
 from tinydet.ops.losses import Losses, detection_loss
-from tinydet.training.choices import frozen_modules
+from tinydet.training.choices import evaluated_modules, frozen_modules
 from tinydet.training.optim import Optimizer, adamw, sgd
 from tinydet.training.state import State, initial_state, trainable
 from tinydet.training.step import StepMetrics, stochastic_draws, train_step
@@ -350,21 +350,25 @@ def test_labels_that_count_from_1_are_an_error(monkeypatch: pytest.MonkeyPatch) 
         train_step(initial(), batch, model=MODEL, lr=0.1, optimizer=SGD_PLAIN)
 
 
-@pytest.mark.parametrize("freeze", ["backbone", "norms"])
+@pytest.mark.parametrize("freeze", ["early", "backbone", "norms"])
 def test_frozen_modules_stay_and_the_rest_moves(freeze: str) -> None:
     batch, begin, config = batch_of(0), initial(), dataclasses.replace(CONFIG, stochastic_depth=0.0)
     model, optimizer = meta_model(config), sgd(weight_decay=0.1)  # which moves kernels without gradient, too
     frozen = frozen_modules(MODEL, freeze, loaded=[*begin.params, *begin.buffers])
+    evaluated = evaluated_modules(freeze, frozen)
+    assert evaluated == (frozenset() if freeze == "early" else frozen)
     state = initial(step=20, frozen=frozen)
     for name in state.buffers:  # statistics of something else than this batch
         state.buffers[name] += 0.05
     learning = trainable(state.params, frozen)
-    later, metrics = train_step(state, batch, model=model, lr=1e-2, optimizer=optimizer, clip=1e9, frozen=frozen)
+    how: Any = {"model": model, "optimizer": optimizer, "clip": 1e9, "frozen": frozen, "evaluated": evaluated}
+    later, metrics = train_step(state, batch, lr=1e-2, **how)
+    names, early = [*state.params, *state.buffers], ("backbone.stem", *(f"backbone.stages.{i}." for i in range(3)))
     fixed = {
-        name
-        for name in (*state.params, *state.buffers)
-        if (name.startswith("backbone.") if freeze == "backbone" else "norm" in name)
-    }
+        "early": {name for name in state.params if name.startswith(early)},
+        "backbone": {name for name in names if name.startswith("backbone.")},
+        "norms": {name for name in names if "norm" in name},
+    }[freeze]
     assert {*state.params} - {*learning} == fixed & {*state.params}
     assert later.moments["velocity"].keys() == learning.keys()
     for old, new in ((state.params, later.params), (state.buffers, later.buffers)):
@@ -376,8 +380,7 @@ def test_frozen_modules_stay_and_the_rest_moves(freeze: str) -> None:
     net = EfficientDet(config).train()
     net.load_state_dict({**state.params, **state.buffers})
     for name, module in net.named_modules():
-        if any(key.startswith(f"{name}.") for key in fixed) and name in frozen:
-            module.training = False
+        module.training = name not in evaluated
     for name, param in net.named_parameters():
         param.requires_grad_(name not in fixed)
     targets = assign_batch(batch.boxes, batch.labels, ANCHORS)
@@ -416,9 +419,8 @@ def double_step(batch: Batch, state: State, frozen: frozenset[str], **settings: 
     blocks = [module for module in model.modules() if isinstance(module, MBConv)]
     rates = torch.tensor([block.drop if block.residual else 0.0 for block in blocks])
     assert (draws < rates).any(1).all()
-    return train_step(
-        state, batch, model=model, lr=1e-2, anchors=ANCHORS, optimizer=SGD_PLAIN, clip=1e9, frozen=frozen, **settings
-    )
+    settings |= {"lr": 1e-2, "optimizer": SGD_PLAIN, "clip": 1e9, "frozen": frozen, "evaluated": frozen}
+    return train_step(state, batch, model=model, anchors=ANCHORS, **settings)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 9])

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.check import Check, check_tables
+from tinydet.data.loader import resolve_scale_range
 from tinydet.metrics.coco import STATS
 from tinydet.metrics.kitti import DIFFICULTIES
 from tinydet.runs import class_columns, table_lines
 from tinydet.training.events import Started
 from tinydet.training.replay import Replay
+from tinydet.training.settings import EARLY
 from tinydet.weights.load import LoadReport
 
 MODEL_CARD = """---
@@ -140,7 +142,8 @@ def run_header(started: Started) -> str:
     peak = f"peak lr {settings.peak_lr:.3g}" + ("" if settings.lr else f" for {settings.step_size} images a step")
     learning = [str(settings.optimizer), peak, settings.schedule]
     learning += [f"weight decay {settings.decay:g}", *([] if settings.ema_decay else ["no averaged weights"])]
-    learning += [f"{settings.freeze} frozen"] if settings.freeze != "none" else []
+    what = "early stages" if settings.freeze in EARLY else settings.freeze
+    learning += [f"{what} frozen"] if run.frozen else []
     length = f"{settings.epochs} epochs" if settings.minutes is None else f"{settings.minutes:g} minutes"
     lines = {
         "model": f"{config.name}, {len(config.classes)} classes" + (f", weights of epoch {done}" if done else ""),
@@ -150,7 +153,7 @@ def run_header(started: Started) -> str:
         "data": f"{run.train_set.kind}: {run.train_set.split_note}",
         "": run.val_set.split_note,
         "objects": ", ".join(f"{count} {name}" for name, count in run.train_set.counts.items()) + " to train on",
-        "images": augmentation(settings),
+        "images": augmentation(run),
         "batch": f"{batch}, {run.budget.epoch_steps} steps an epoch"
         + (", batch norms see all of it" if run.sync_bn else ""),
         "learning": ", ".join([*learning, f"seed {settings.seed}"]),
@@ -161,11 +164,12 @@ def run_header(started: Started) -> str:
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
 
-def augmentation(settings: Any) -> str:
-    """Format the augmentation of training images."""
-    if settings.overfit or settings.scale_range is None:
+def augmentation(run: Any) -> str:
+    """Format the augmentation of a run's training images."""
+    settings = run.settings
+    if settings.overfit:
         return "not augmented"
-    low, high = settings.scale_range
+    low, high = settings.scale_range or resolve_scale_range(run.config.image_size, run.crop)
     pasted = f", copy-paste into {settings.copy_paste:.0%}" if settings.copy_paste else ""
     changes = "flips, colour jitter"
     if settings.augment:

@@ -77,6 +77,11 @@ def resolve_crop(image_size: tuple[int, int]) -> tuple[int, int]:
     return (min(height, 256), min(width // 2, 448)) if width > 2 * height else (height, width)
 
 
+def resolve_scale_range(image_size: tuple[int, int], crop: tuple[int, int]) -> tuple[float, float]:
+    """Choose the bounds of the scale jitter: where a step sees all of an input, larger images would hide objects."""
+    return (0.6, 1.2) if crop == image_size else (0.8, 1.8)
+
+
 def count_batches(count: int, batch_size: int) -> int:
     """Count the batches of an epoch: the fewest that hold all its images, at most `batch_size` each."""
     return -(-count // batch_size)
@@ -91,7 +96,7 @@ def train_batches(
     skip: int = 0,
     world: World = ALONE,
     crop: tuple[int, int] | None = None,
-    scale_range: tuple[float, float] | None = (0.8, 1.8),
+    scale_range: tuple[float, float] | str | None = "auto",
     copy_paste: float = 0.7,
     augment: Any = None,
     seed: int = 0,
@@ -110,7 +115,7 @@ def train_batches(
         skip: how many batches of the first of these are done.
         world: processes each of which loads its share of every batch, which may be no image.
         crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
-        scale_range: of `augment`; images are only letterboxed to the input when None.
+        scale_range: of `augment`; "auto" is that of `resolve_scale_range`; images are only letterboxed when None.
         copy_paste: the probability that an image gets objects of another, drawn at random.
         augment: an albumentations Compose in place of flip and colour jitter; the boxes are passed to it, so that it
             needs no `bbox_params`. Not used where images are only letterboxed.
@@ -124,6 +129,8 @@ def train_batches(
     if scale_range is not None:
         import_albumentations()  # before the workers start, or each of them would take seconds for it
     crop, epochs = crop or resolve_crop(config.image_size), range(epochs) if isinstance(epochs, int) else epochs
+    if isinstance(scale_range, str):
+        scale_range = resolve_scale_range(config.image_size, crop)
     transforms = None if augment is None else own_transforms(augment, size=crop)
     examples = _Examples(dataset, config, crop, scale_range, copy_paste, seed, transforms)
     rows = _Shuffled(count, batch_size, epochs, skip, seed, world)

@@ -29,6 +29,12 @@ BACKBONES = {f"b{i}": scale for i, scale in enumerate(SCALES)}
 BACKBONES |= {f"lite{i}": scale for i, scale in enumerate(SCALES[:5])}
 
 
+def early_stages(model: nn.Module) -> frozenset[str]:
+    """Name the modules of a detector's backbone up to P3: edges and textures, which most images have alike."""
+    first = ("backbone.stem", *(f"backbone.stages.{stage}." for stage in range(OUTPUTS[0] + 1)))
+    return frozenset(name for name, _ in model.named_modules() if name.startswith(first))
+
+
 def scaled_channels(channels: int, width: float) -> int:
     """Scale channels to the nearest multiple of 8, at most a tenth below."""
     scaled = channels * width

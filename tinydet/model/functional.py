@@ -33,7 +33,7 @@ def apply(
     *inputs: Tensor,
     train: bool = False,
     momentum: float = 0.01,
-    frozen: Collection[str] = (),
+    evaluated: Collection[str] = (),
     all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Any, Params]:
     """Apply a model with these weights to its inputs: images float[B 3 H W], normalised, and maybe draws.
@@ -44,7 +44,7 @@ def apply(
     Args:
         train: use the batch's statistics and stochastic depth.
         momentum: weight of the batch's statistics in the running ones, if `train`.
-        frozen: names of modules that stay in evaluation even so, without their submodules.
+        evaluated: names of modules that stay in evaluation even so, without their submodules.
         all_reduce: sums a tensor over the processes whose batches are one to the batch norms.
 
     Returns:
@@ -58,14 +58,14 @@ def apply(
                 module.momentum, module.all_reduce = 1.0, all_reduce  # a number that changed would be compiled anew
     # functional_call updates them in place.
     seen = {name: buffer.clone() for name, buffer in buffers.items()} if train else buffers
-    for name in frozen:
+    for name in evaluated:
         model.get_submodule(name).training = False
     try:
         # No weight of ours has two names; to look for such costs as much as a twentieth of a small network.
         outputs = functional_call(model, (params, seen), inputs, strict=True, tie_weights=False)
         return outputs, ema_update(buffers, seen, decay=1 - momentum) if train else buffers
     finally:
-        if frozen:
+        if evaluated:
             model.train(train)
 
 

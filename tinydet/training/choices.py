@@ -9,12 +9,13 @@ import torch
 from tinydet.data.dataset import DetectionDataset
 from tinydet.data.loader import resolve_crop
 from tinydet.errors import InputError
+from tinydet.model.backbone import early_stages
 from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.layers import BatchNorm
 from tinydet.ops.anchors import feature_sizes
 from tinydet.training.autosize import best_input, compare_inputs
-from tinydet.training.settings import WIDE, TrainSettings
+from tinydet.training.settings import EARLY, WIDE, TrainSettings
 
 
 def resolve_config(settings: TrainSettings, dataset: DetectionDataset, *, base: ModelConfig) -> ModelConfig:
@@ -54,9 +55,9 @@ def choose_crop_size(settings: TrainSettings, config: ModelConfig) -> tuple[int,
     return resolve_crop(config.image_size) if settings.recipe == "default" else config.image_size
 
 
-def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Collection[str], images: int) -> None:
+def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, evaluated: Collection[str], images: int) -> None:
     """Raise InputError where a batch norm would be trained on one value a channel, which has no variance, or none."""
-    if images > 1 or not trained_norms(config, frozen=frozen):
+    if images > 1 or not trained_norms(config, evaluated=evaluated):
         return
     if not images:
         raise InputError("--sync-bn off: a step has fewer images than there are processes; leave it auto")
@@ -67,10 +68,10 @@ def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, frozen: Col
         )
 
 
-def trained_norms(config: ModelConfig, *, frozen: Collection[str]) -> set[str]:
-    """Name the batch norms that are not frozen."""
+def trained_norms(config: ModelConfig, *, evaluated: Collection[str]) -> set[str]:
+    """Name the batch norms that go by the batch."""
     norms = {name for name, module in meta_model(config).named_modules() if isinstance(module, BatchNorm)}
-    return norms - {*frozen}
+    return norms - {*evaluated}
 
 
 def choose_precision(amp: str, device: torch.device) -> str:
@@ -83,22 +84,30 @@ def choose_precision(amp: str, device: torch.device) -> str:
 
 
 def frozen_modules(model: EfficientDet, freeze: str, *, loaded: Collection[str]) -> frozenset[str]:
-    """Name the modules that a run leaves as they are.
+    """Name the modules whose parameters a run leaves as they are.
 
     Args:
         model: the module.
-        freeze: "none"; "backbone", all of it; "norms", the batch norms, scale and shift included, whose statistics were
-            loaded: those of a small batch are worse.
+        freeze: "none"; "early", the backbone's stages up to P3; "auto", those if they were loaded; "backbone", all of
+            it; "norms", the batch norms whose statistics were loaded: those of a small batch are worse.
         loaded: names of the tensors that were loaded and are not random.
 
     Raises:
         InputError: what should be frozen is random.
     """
-    if freeze == "none":
+    known = any(name.startswith("backbone.") for name in loaded)
+    if freeze == "none" or (freeze == "auto" and not known):
         return frozenset()
-    if not any(name.startswith("backbone.") for name in loaded):
+    if not known:
         raise InputError(f"freeze {freeze}: the run starts from random weights, which would stay random")
+    if freeze in EARLY:
+        return early_stages(model)
     if freeze == "backbone":
         return frozenset(name for name, _ in model.named_modules() if f"{name}.".startswith("backbone."))
     norms = (name for name, module in model.named_modules() if isinstance(module, BatchNorm))
     return frozenset(name for name in norms if f"{name}.running_var" in loaded)
+
+
+def evaluated_modules(freeze: str | None, frozen: Collection[str]) -> frozenset[str]:
+    """Name the modules that stay in evaluation: the frozen ones, but for early stages, whose norms go by the batch."""
+    return frozenset() if freeze in EARLY else frozenset(frozen)

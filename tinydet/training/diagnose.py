@@ -17,7 +17,7 @@ from tinydet.model.postprocess import Detections, model_anchors
 from tinydet.ops.anchors import max_anchor_iou
 from tinydet.ops.boxes import iou
 from tinydet.training.schedule import best_row
-from tinydet.training.settings import TrainSettings
+from tinydet.training.settings import EARLY, TrainSettings
 
 P = ParamSpec("P")
 Row = Mapping[str, Any]
@@ -142,7 +142,7 @@ def overfitting(history: History, settings: TrainSettings) -> Finding | None:
     if not rises or train[-1] >= FALL * train[lowest]:
         return None
     length = "--minutes" if settings.minutes else "--epochs"
-    backbone = ", --freeze backbone" if settings.freeze == "none" else ""
+    backbone = ", --freeze backbone" if settings.freeze in ("none", *EARLY) else ""
     return ["overfitting"], (
         f"the model overfits: since epoch {history[lowest]['epoch']} the validation loss rose from {val[lowest]:.3f} "
         f"to {val[-1]:.3f} while the training loss fell from {train[lowest]:.3f} to {train[-1]:.3f}; best.pt keeps the "

@@ -12,13 +12,14 @@ WIDE = (320, 1088)  # (height, width) of the input for images more than twice as
 # are the paper's. AdamW's rate is the best of 1.4, 2.8 and 5.6e-3 for short runs on KITTI in batches of four; it goes
 # with the root of the batch (Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms).
 OPTIMIZERS = {"adamw": (5.6e-3, 4, 0.5, 1e-2), "sgd": (0.08, 64, 1.0, 4e-5)}
-FREEZE = ("none", "backbone", "norms")
+FREEZE = ("auto", "none", "early", "backbone", "norms")
+EARLY = ("auto", "early")  # of these: the batch norms of what is frozen go by the batch
 PRECISIONS = ("auto", "bf16", "fp16", "off")
 SCHEDULES = ("cosine", "plateau", "constant")
 # The values of settings that are left out, by recipe.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "scale_range": (0.8, 1.8), "copy_paste": 0.7},
-    "paper": {"optimizer": "sgd", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
+    "default": {"optimizer": "adamw", "freeze": "auto", "copy_paste": 0.7},
+    "paper": {"optimizer": "sgd", "freeze": "none", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
 }
 
 
@@ -48,14 +49,17 @@ class TrainSettings:
         "can be had, else none.",
     )
     class_map: tuple[tuple[str, str], ...] = setting((), "Names that the weights have for classes, where they differ.")
-    freeze: str = setting(
-        "none",
-        "Keep the backbone, or the batch norms, as they started (norms: for batches of one or two).",
+    freeze: str | None = setting(
+        None,
+        "Keep weights as they were loaded: early (the backbone's stages up to P3, whose batch norms go by the batch "
+        "even so), backbone, norms (for batches of one or two), none; auto is early where a backbone was loaded; "
+        "default: by the recipe, auto.",
         choices=FREEZE,
     )
     recipe: str = setting(
         "default",
-        "Defaults of --optimizer, --scale-range, --copy-paste and --crop: those measured best here, or the paper's.",
+        "Defaults of --optimizer, --freeze, --scale-range, --copy-paste and --crop: those measured best here, or the "
+        "paper's.",
         choices=tuple(RECIPES),
     )
     epochs: int = setting(50, "Passes over the training images.", low=1, high=10**9)
@@ -101,7 +105,8 @@ class TrainSettings:
     )
     scale_range: tuple[float, float] | None = setting(
         None,
-        "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.8,1.8.",
+        "Bounds of the scale jitter; 1 just fits the image into the input; default: by the recipe, 0.6,1.2, or "
+        "0.8,1.8 where --crop is less than the input.",
         low=0,
         above=True,
     )

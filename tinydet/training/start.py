@@ -26,6 +26,7 @@ from tinydet.training.choices import (
     check_batch_norms,
     choose_crop_size,
     choose_precision,
+    evaluated_modules,
     frozen_modules,
     resolve_config,
     trained_norms,
@@ -59,7 +60,7 @@ class Run(NamedTuple):
     val_set: DetectionDataset
     weights: str  # source of the weights that the run started from
     report: LoadReport | None  # how those fitted; None of a resumed run
-    frozen: frozenset[str]  # names of the modules that stay as they started
+    frozen: frozenset[str]  # names of the modules whose parameters stay as they started
     budget: Budget
     step: Callable[..., tuple[State, StepMetrics]]  # `train_step` of a state and a batch, given lr and micro_batches
     device: torch.device
@@ -100,8 +101,7 @@ def start_run(
 
     Returns:
         The run, its state, and what a checkpoint holds besides: "weights", "frozen", "data", "history", "micro_size"
-        (images that go through the network at once), "elapsed" (seconds), "epoch" (sums over one that was stopped),
-        "settings".
+        (images that go through the network at once), "elapsed" (seconds), "epoch" (its sums, if stopped), "settings".
 
     Raises:
         InputError: the data, the settings or the folder cannot be used.
@@ -143,7 +143,7 @@ def start_run(
         weights = load_weights(settings.weights, model=settings.model, progress=progress)
         config = resolve_config(settings, train_set, base=weights.config)
         variables, report = adapt_weights(weights, config, class_map=dict(settings.class_map), seed=settings.seed)
-        frozen = frozen_modules(meta_model(config), settings.freeze, loaded=report.loaded)
+        frozen = frozen_modules(meta_model(config), str(settings.freeze), loaded=report.loaded)
         scale = FIRST_LOSS_SCALE if precision == "fp16" else 1.0
         state = initial_state(
             variables, optimizer=build_optimizer(settings), frozen=frozen, device=device, loss_scale=scale
@@ -159,12 +159,13 @@ def start_run(
     told = {"weights of": training["weights"], "precision": precision, "device": device.type}
     world.agree(lambda: {**told, **weights_of(state)})
     crop, frozen = choose_crop_size(settings, config), frozenset(training["frozen"])
+    evaluated = evaluated_modules(settings.freeze, frozen)
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
     step = build_step(settings, meta_model(config), frozen=frozen, device=device)
     step = partial(step, anchors=model_anchors(config, crop, device=device))
     if settings.batch_size is None:
-        check_batch_norms(config, crop, frozen=frozen, images=1)
+        check_batch_norms(config, crop, evaluated=evaluated, images=1)
         most = len(train_set) // (8 * settings.grad_accumulation * world.size)  # eight steps an epoch
 
         def try_step(images: int) -> int:
@@ -187,7 +188,7 @@ def start_run(
     training = {"micro_size": settings.batch_size, **training, "settings": dataclasses.asdict(settings)}
     at_once = min(-(-settings.step_size // world.size), training["micro_size"])
     sync_bn = settings.sync_bn == "on" or (settings.sync_bn == "auto" and at_once < SMALL_BATCH)
-    sync_bn = sync_bn and world.size > 1 and bool(trained_norms(config, frozen=frozen))
+    sync_bn = sync_bn and world.size > 1 and bool(trained_norms(config, evaluated=evaluated))
     if settings.compile and sync_bn:
         raise InputError(
             "compile: batch norms that see the images of all processes are not; leave it out, or set sync_bn off"
@@ -196,7 +197,7 @@ def start_run(
         step = partial(step, reduce=world.sum, all_reduce=world.all_reduce if sync_bn else None)
     fixed = (training["weights"], report, frozen, budget, step, device, precision, world, sync_bn)
     run = Run(settings, config, crop, train_set, val_set, *fixed)
-    check_batch_norms(config, crop, frozen=frozen, images=run.fewest_images(training["micro_size"]))
+    check_batch_norms(config, crop, evaluated=evaluated, images=run.fewest_images(training["micro_size"]))
     return run, state, training
 
 
@@ -236,6 +237,7 @@ def build_step(
         clip=settings.clip,
         ema_decay=settings.ema_decay,
         frozen=frozenset(frozen),
+        evaluated=evaluated_modules(settings.freeze, frozen),
         precision=PRECISIONS[choose_precision(settings.amp, device)],
         seed=settings.seed,
     )
@@ -260,7 +262,7 @@ def training_batches(
         epochs=epochs,
         skip=skip,
         crop=run.crop,
-        scale_range=None if settings.overfit else settings.scale_range,
+        scale_range=None if settings.overfit else settings.scale_range or "auto",
         copy_paste=0.0 if settings.overfit else settings.copy_paste or 0.0,
         augment=settings.augment,
         seed=settings.seed,

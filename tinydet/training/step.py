@@ -48,6 +48,7 @@ def train_step(
     clip: float = 10.0,
     ema_decay: float = 0.9998,
     frozen: Collection[str] = (),
+    evaluated: Collection[str] = (),
     micro_batches: int = 1,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
@@ -67,7 +68,8 @@ def train_step(
         clip: largest global norm of the gradient.
         ema_decay: of the averaged weights, 0 for none; less at first, min(ema_decay, (1 + step) / (10 + step)). The
             batch norms' momentum starts as high, or the first epochs would be validated with statistics of no image.
-        frozen: names of modules whose parameters and statistics stay as they are.
+        frozen: names of modules whose parameters stay as they are, such as `early_stages(model)`.
+        evaluated: names of modules that stay in evaluation: their batch norms' statistics stay as they are.
         micro_batches: parts of the batch that go through the network one after another, for less memory. The loss is
             that of the whole batch; batch norms see one part at a time.
         precision: of the network under autocast; losses are in float32.
@@ -106,7 +108,14 @@ def train_step(
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
             momentum = max(NORM_MOMENTUM, 1 - ramp)
             outputs, buffers = apply(
-                model, *weights, pixels, draws, train=True, momentum=momentum, frozen=frozen, all_reduce=all_reduce
+                model,
+                *weights,
+                pixels,
+                draws,
+                train=True,
+                momentum=momentum,
+                evaluated=evaluated,
+                all_reduce=all_reduce,
             )
         losses = detection_loss(
             outputs.logits, outputs.deltas, labels, deltas, positives=positives.sum(), focal_sum=focal_loss_sum
