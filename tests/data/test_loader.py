@@ -28,8 +28,8 @@ from tinydet.data.loader import (
     _start_worker,
     collate,
     dead_worker,
+    resolve_augmentation,
     resolve_crop,
-    resolve_scale_range,
     train_batches,
     val_batches,
 )
@@ -243,7 +243,7 @@ def test_the_real_frames(shared: Path) -> None:
 
 
 def test_training_images_are_left_as_they_are_if_asked(dataset: KittiDataset) -> None:
-    batches, shuffled = load(dataset, range(2), scale_range=None), load(dataset, range(2))
+    batches, shuffled = load(dataset, range(2), augment=False), load(dataset, range(2))
     assert [batch.names for batch in batches] == [batch.names for batch in shuffled]
     for batch in batches:
         rows = rows_of(batch, dataset)
@@ -261,19 +261,19 @@ def test_training_images_are_crops_at_the_scale_of_the_input(
 
 
 @pytest.mark.parametrize(
-    ("image_size", "crop", "scales"),
+    ("image_size", "crop", "augmentation"),
     [
-        ((320, 1088), (256, 448), (0.8, 1.8)),
-        ((48, 128), (48, 64), (0.8, 1.8)),
-        ((512, 512), (512, 512), (0.6, 1.2)),
-        ((64, 128), (64, 128), (0.6, 1.2)),
+        ((320, 1088), (256, 448), ((0.8, 1.8), 0.7)),
+        ((48, 128), (48, 64), ((0.8, 1.8), 0.7)),
+        ((512, 512), (512, 512), ((0.6, 1.2), 0.0)),
+        ((64, 128), (64, 128), ((0.6, 1.2), 0.0)),
     ],
 )
 def test_wide_inputs_are_cropped(
-    image_size: tuple[int, int], crop: tuple[int, int], scales: tuple[float, float]
+    image_size: tuple[int, int], crop: tuple[int, int], augmentation: tuple[tuple[float, float], float]
 ) -> None:
     assert resolve_crop(image_size) == crop
-    assert resolve_scale_range(image_size, crop) == scales
+    assert resolve_augmentation(image_size, crop) == augmentation
 
 
 class Own(Dataset[Any]):

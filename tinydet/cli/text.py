@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.check import Check, check_tables
-from tinydet.data.loader import resolve_scale_range
+from tinydet.data.loader import resolve_augmentation
 from tinydet.metrics.coco import STATS
 from tinydet.metrics.kitti import DIFFICULTIES
 from tinydet.runs import class_columns, table_lines
@@ -169,13 +169,14 @@ def augmentation(run: Any) -> str:
     settings = run.settings
     if settings.overfit:
         return "not augmented"
-    low, high = settings.scale_range or resolve_scale_range(run.config.image_size, run.crop)
-    pasted = f", copy-paste into {settings.copy_paste:.0%}" if settings.copy_paste else ""
+    scales, pasted = resolve_augmentation(run.config.image_size, run.crop)
+    low, high = settings.scale_range or scales
+    pasted = pasted if settings.copy_paste is None else settings.copy_paste
     changes = "flips, colour jitter"
     if settings.augment:
         one = settings.augment["transform"]
         changes = ", ".join(part["__class_fullname__"].rpartition(".")[2] for part in one.get("transforms", [one]))
-    return f"scale jitter {low:g} to {high:g}, {changes}{pasted}"
+    return f"scale jitter {low:g} to {high:g}, {changes}" + (f", copy-paste into {pasted:.0%}" if pasted else "")
 
 
 def counted(found: Mapping[str, int]) -> str:

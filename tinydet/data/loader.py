@@ -77,9 +77,13 @@ def resolve_crop(image_size: tuple[int, int]) -> tuple[int, int]:
     return (min(height, 256), min(width // 2, 448)) if width > 2 * height else (height, width)
 
 
-def resolve_scale_range(image_size: tuple[int, int], crop: tuple[int, int]) -> tuple[float, float]:
-    """Choose the bounds of the scale jitter: where a step sees all of an input, larger images would hide objects."""
-    return (0.6, 1.2) if crop == image_size else (0.8, 1.8)
+def resolve_augmentation(image_size: tuple[int, int], crop: tuple[int, int]) -> tuple[tuple[float, float], float]:
+    """Choose the bounds of the scale jitter, and the probability of copy-paste.
+
+    Where a step sees crops, as of streets, small objects grow, and get company. Where it sees all of an input, enlarged
+    images would lack parts of large objects.
+    """
+    return ((0.6, 1.2), 0.0) if crop == image_size else ((0.8, 1.8), 0.7)
 
 
 def count_batches(count: int, batch_size: int) -> int:
@@ -96,8 +100,8 @@ def train_batches(
     skip: int = 0,
     world: World = ALONE,
     crop: tuple[int, int] | None = None,
-    scale_range: tuple[float, float] | str | None = "auto",
-    copy_paste: float = 0.7,
+    scale_range: tuple[float, float] | None = None,
+    copy_paste: float | None = None,
     augment: Any = None,
     seed: int = 0,
     workers: int = 0,
@@ -115,10 +119,10 @@ def train_batches(
         skip: how many batches of the first of these are done.
         world: processes each of which loads its share of every batch, which may be no image.
         crop: (height, width) of the images of a batch; that of `resolve_crop` when None.
-        scale_range: of `augment`; "auto" is that of `resolve_scale_range`; images are only letterboxed when None.
-        copy_paste: the probability that an image gets objects of another, drawn at random.
+        scale_range: bounds of the scale jitter; those of `resolve_augmentation` when None.
+        copy_paste: the probability that an image gets objects of another, drawn at random; likewise.
         augment: an albumentations Compose in place of flip and colour jitter; the boxes are passed to it, so that it
-            needs no `bbox_params`. Not used where images are only letterboxed.
+            needs no `bbox_params`. With False images are only letterboxed to the input.
         workers: processes; 0 loads in this one.
 
     Raises:
@@ -126,13 +130,17 @@ def train_batches(
     """
     if (count := len(dataset)) < batch_size:  # type: ignore[arg-type]
         raise InputError(f"batch_size must be at most the number of training examples, {count}, got {batch_size}")
-    if scale_range is not None:
+    examples = _Examples(dataset, config, seed)
+    if augment is not False:
         import_albumentations()  # before the workers start, or each of them would take seconds for it
-    crop, epochs = crop or resolve_crop(config.image_size), range(epochs) if isinstance(epochs, int) else epochs
-    if isinstance(scale_range, str):
-        scale_range = resolve_scale_range(config.image_size, crop)
-    transforms = None if augment is None else own_transforms(augment, size=crop)
-    examples = _Examples(dataset, config, crop, scale_range, copy_paste, seed, transforms)
+        crop = crop or resolve_crop(config.image_size)
+        scales, share = resolve_augmentation(config.image_size, crop)
+        transforms = None if augment is None else own_transforms(augment, size=crop)
+        pasted = share if copy_paste is None else copy_paste
+        examples = replace(
+            examples, crop=crop, scale_range=scale_range or scales, copy_paste=pasted, transforms=transforms
+        )
+    epochs = range(epochs) if isinstance(epochs, int) else epochs
     rows = _Shuffled(count, batch_size, epochs, skip, seed, world)
     return _Loader(examples, rows, num_workers=workers, pin_memory=pin_memory)
 
@@ -186,10 +194,10 @@ class _Examples(Dataset[Example]):
 
     dataset: Any
     config: InputConfig
-    crop: tuple[int, int] | None = None
-    scale_range: tuple[float, float] | None = None  # None: letterboxed
-    copy_paste: float = 0.0
     seed: int = 0
+    crop: tuple[int, int] | None = None  # None: letterboxed
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    copy_paste: float = 0.0
     transforms: Any = None
     loading: Any = ()  # of each worker its process and the row that it loads, in shared memory
 
@@ -198,7 +206,7 @@ class _Examples(Dataset[Example]):
         if worker := get_worker_info():
             self.loading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), index
         example = to_example(self.dataset[index], str(index))
-        if self.crop is None or self.scale_range is None:
+        if self.crop is None:
             return letterbox(example, self.config.image_size, pad_value=self.config.pad_value)
         rng = np.random.default_rng((self.seed, epoch, index, 1))
         if rng.random() < self.copy_paste:
@@ -213,12 +221,11 @@ class _Loader(DataLoader[Batch]):
     """A loader of batches of the examples, whose places are given batch by batch."""
 
     def __init__(self, examples: _Examples, places: Iterable[list[Any]], *, num_workers: int, **settings: Any) -> None:
-        crop = None if examples.scale_range is None else examples.crop
         super().__init__(
             replace(examples, loading=RawArray("q", 2 * num_workers)),  # type: ignore[arg-type]
             batch_sampler=places,
-            collate_fn=partial(collate, size=crop or examples.config.image_size),
-            worker_init_fn=partial(_start_worker, augments=examples.scale_range is not None),
+            collate_fn=partial(collate, size=examples.crop or examples.config.image_size),
+            worker_init_fn=partial(_start_worker, augments=examples.crop is not None),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # or it draws from the global one

@@ -18,7 +18,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "off")
 SCHEDULES = ("cosine", "plateau", "constant")
 # The values of settings that are left out, by recipe.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "freeze": "auto", "copy_paste": 0.7},
+    "default": {"optimizer": "adamw", "freeze": "auto"},
     "paper": {"optimizer": "sgd", "freeze": "none", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
 }
 
@@ -111,7 +111,11 @@ class TrainSettings:
         above=True,
     )
     copy_paste: float | None = setting(
-        None, "Probability that an image gets objects of another; default: by the recipe, 0.7.", low=0, high=1
+        None,
+        "Probability that an image gets objects of another; default: by the recipe, 0, or 0.7 where --crop is less than "
+        "the input.",
+        low=0,
+        high=1,
     )
     augment: Mapping[str, Any] | None = setting(
         None, "Transforms in place of flip and colour jitter: a JSON or YAML file that albumentations.save wrote."
