@@ -97,7 +97,7 @@ def find_ways(
         if (file := find(suffix)).exists():
             ways[name] = Way(partial(make, file), wanted)
         elif not errors:
-            tell(f"exporting {file.name}, which takes half a minute")
+            tell(f"exporting {file.name}" + (", which takes half a minute" if suffix == ONNX else ""))
             try:
                 write(file)
             except Exception as error:  # which becomes that of the row
