@@ -112,8 +112,8 @@ class TrainSettings:
     )
     copy_paste: float | None = setting(
         None,
-        "Probability that an image gets objects of another; default: by the recipe, 0, or 0.7 where --crop is less than "
-        "the input.",
+        "Probability that an image gets objects of another; default: by the recipe, 0, or 0.7 where --crop is less "
+        "than the input.",
         low=0,
         high=1,
     )
