@@ -169,9 +169,8 @@ def augmentation(run: Any) -> str:
     settings = run.settings
     if settings.overfit:
         return "not augmented"
-    scales, pasted = resolve_augmentation(run.config.image_size, run.crop)
-    low, high = settings.scale_range or scales
-    pasted = pasted if settings.copy_paste is None else settings.copy_paste
+    given = {"scale_range": settings.scale_range, "copy_paste": settings.copy_paste}
+    (low, high), pasted = resolve_augmentation(run.config.image_size, run.crop, **given)
     changes = "flips, colour jitter"
     if settings.augment:
         one = settings.augment["transform"]

@@ -77,13 +77,20 @@ def resolve_crop(image_size: tuple[int, int]) -> tuple[int, int]:
     return (min(height, 256), min(width // 2, 448)) if width > 2 * height else (height, width)
 
 
-def resolve_augmentation(image_size: tuple[int, int], crop: tuple[int, int]) -> tuple[tuple[float, float], float]:
-    """Choose the bounds of the scale jitter, and the probability of copy-paste.
+def resolve_augmentation(
+    image_size: tuple[int, int],
+    crop: tuple[int, int],
+    *,
+    scale_range: tuple[float, float] | None = None,
+    copy_paste: float | None = None,
+) -> tuple[tuple[float, float], float]:
+    """Choose the bounds of the scale jitter and the probability of copy-paste, where they are not given.
 
     Where a step sees crops, as of streets, small objects grow, and get company. Where it sees all of an input, enlarged
     images would lack parts of large objects.
     """
-    return ((0.6, 1.2), 0.0) if crop == image_size else ((0.8, 1.8), 0.7)
+    scales, share = ((0.6, 1.2), 0.0) if crop == image_size else ((0.8, 1.8), 0.7)
+    return scale_range or scales, share if copy_paste is None else copy_paste
 
 
 def count_batches(count: int, batch_size: int) -> int:
@@ -134,12 +141,10 @@ def train_batches(
     if augment is not False:
         import_albumentations()  # before the workers start, or each of them would take seconds for it
         crop = crop or resolve_crop(config.image_size)
-        scales, share = resolve_augmentation(config.image_size, crop)
+        given: Any = {"scale_range": scale_range, "copy_paste": copy_paste}
+        scales, share = resolve_augmentation(config.image_size, crop, **given)
         transforms = None if augment is None else own_transforms(augment, size=crop)
-        pasted = share if copy_paste is None else copy_paste
-        examples = replace(
-            examples, crop=crop, scale_range=scale_range or scales, copy_paste=pasted, transforms=transforms
-        )
+        examples = replace(examples, crop=crop, scale_range=scales, copy_paste=share, transforms=transforms)
     epochs = range(epochs) if isinstance(epochs, int) else epochs
     rows = _Shuffled(count, batch_size, epochs, skip, seed, world)
     return _Loader(examples, rows, num_workers=workers, pin_memory=pin_memory)
