@@ -16,7 +16,7 @@ from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, compile_step, overfit_settings, overfit_splits
+from tinydet.training.start import Run, compile_step, overfit_settings, overfit_splits, start_run
 
 
 def test_as_many_images_go_through_the_network_at_once_as_were_asked_for() -> None:
@@ -47,6 +47,12 @@ def test_a_network_is_compiled_for_each_size_of_batch(monkeypatch: pytest.Monkey
     del seen[:]
     compile_step(run, "state", micro_size=1)  # type: ignore[arg-type]
     assert [images for images, *_ in seen[1:]] == [1]
+
+
+def test_the_device_may_be_any_gpu() -> None:
+    """Without a number it is the one that torch chose; `torch.cuda.set_device` wants a number."""
+    with pytest.raises(InputError, match="nowhere: no such"):
+        start_run(TrainSettings("nowhere"), None, device="cuda")
 
 
 def test_a_few_images_are_the_first_that_hold_an_object(tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ def start_run(
         InputError: the data, the settings or the folder cannot be used.
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # or the memory for transfers would be pinned for the first one
-    elif device.type != "cpu" and world.size > 1:
+    if device.type not in ("cpu", "cuda") and world.size > 1:
         raise InputError(f"device {device}: several processes compute on cpu or cuda")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # or the memory for transfers would be pinned for the first one
     if settings.compile:
         check_compiler(device)
     if settings.model is not None:
