@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.reference_models import swap_xy
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.ops.anchors import anchors
+from tinydet.ops.anchors import anchors, feature_sizes
 from tinydet.ops.assign import assign, assign_batch
 from tinydet.ops.boxes import decode, encode
 
@@ -24,25 +24,45 @@ def labels_of(rows, *, on=FOUR, **settings):
     return assign(table[:, :4], table[:, 4].long(), on, **settings).labels.tolist()
 
 
-def plain_assign(boxes, labels, anchors, iou_threshold):
-    """One pair after another, in the words of the docstring."""
+def area(box):
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
-    def area(box):
-        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
-    def shared(a, b):
-        return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+def shared(a, b):
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
 
-    def iou(box, anchor):
-        union = area(box) + area(anchor) - shared(box, anchor)
-        return shared(box, anchor) / union if union else 0
 
+def iou(box, anchor):
+    union = area(box) + area(anchor) - shared(box, anchor)
+    return shared(box, anchor) / union if union else 0
+
+
+def plain_candidates(box, anchors, image_size, shapes):
+    """The anchors that may take an object, and how near to the threshold any of those looked at comes."""
+
+    def centre(box):
+        return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+    looked_at, first = [], 0
+    for rows, columns in feature_sizes(image_size):
+        level = range(first, first + rows * columns * shapes)
+        far = {a: math.dist(centre(anchors[a]), centre(box)) for a in level}
+        ninth = sorted(far[a] for a in level[::shapes])[:9][-1]
+        looked_at += [a for a in level if far[a] <= ninth + 1e-9]
+        first = level.stop
+    overlaps = [iou(box, anchors[a]) for a in looked_at]
+    threshold = np.mean(overlaps) + np.std(overlaps)
+    inside = [a for a in looked_at if all(box[i] < centre(anchors[a])[i] < box[i + 2] for i in (0, 1))]
+    return {a for a in inside if iou(box, anchors[a]) >= threshold}, min(abs(x - threshold) for x in overlaps)
+
+
+def plain_assign(boxes, labels, anchors, candidates):
+    """One pair after another, in the words of the docstring; candidates are sets of anchors, of each object."""
     objects = [row for row, label in enumerate(labels) if label >= 0]
     matches = [-1] * len(anchors)
     for a, anchor in enumerate(anchors):
-        best = max(objects, key=lambda row: iou(boxes[row], anchor), default=None)
-        if best is not None and iou(boxes[best], anchor) >= iou_threshold:
-            matches[a] = best
+        possible = [row for row in objects if a in candidates[row]]
+        matches[a] = max(possible, key=lambda row: iou(boxes[row], anchor), default=-1)
     for row in reversed(objects):
         favourite = max(range(len(anchors)), key=lambda a: iou(boxes[row], anchors[a]))
         if iou(boxes[row], anchors[favourite]) > 0:
@@ -205,7 +225,24 @@ def test_assign_is_its_plain_transcription(truth, iou_threshold):
     set_of_anchors = anchors((32, 48), octaves=2, dtype=torch.float64)
     boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     result = assign(boxes, torch.tensor(labels, dtype=torch.int64), set_of_anchors, iou_threshold=iou_threshold)
-    targets, deltas, matches = plain_assign(rows, labels, set_of_anchors.tolist(), iou_threshold)
+    table = set_of_anchors.tolist()
+    candidates = [{a for a, anchor in enumerate(table) if iou(row, anchor) >= iou_threshold} for row in rows]
+    check(result, *plain_assign(rows, labels, table, candidates))
+
+
+@settings(deadline=None, max_examples=60)
+@given(ground_truth())
+def test_adaptive_assignment_is_its_plain_transcription(truth):
+    rows, labels = truth
+    set_of_anchors = anchors((32, 48), octaves=2, dtype=torch.float64)
+    boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    result = assign(boxes, torch.tensor(labels, dtype=torch.int64), set_of_anchors, image_size=(32, 48))
+    plain = [plain_candidates(row, set_of_anchors.tolist(), (32, 48), 6) for row in rows]
+    assume(all(margin > 1e-9 for (_, margin), label in zip(plain, labels, strict=True) if label >= 0))
+    check(result, *plain_assign(rows, labels, set_of_anchors.tolist(), [one for one, _ in plain]))
+
+
+def check(result, targets, deltas, matches):
     assert result.matches.tolist() == matches
     assert result.labels.tolist() == targets
     assert result.deltas.dtype == torch.float64
@@ -222,17 +259,18 @@ def batch(seed=0, images=4, rows=5, dtype=torch.float32):
     return torch.tensor(boxes, dtype=dtype), torch.tensor(rng.integers(IGNORE, 4, (images, rows)))
 
 
+@pytest.mark.parametrize("how", [{"iou_threshold": 0.4}, {"image_size": (64, 80)}])
 @pytest.mark.parametrize(("images", "rows"), [(4, 5), (1, 1), (3, 0)])
-def test_a_batch_is_its_images(images, rows):
+def test_a_batch_is_its_images(images, rows, how):
     boxes, labels = batch(1, images, rows)
     set_of_anchors = anchors((64, 80))
 
     def one(boxes, labels):
-        return assign(boxes, labels, set_of_anchors, iou_threshold=0.4)
+        return assign(boxes, labels, set_of_anchors, **how)
 
     each = [one(b, t) for b, t in zip(boxes, labels, strict=True)]
     for result in (
-        assign_batch(boxes, labels, set_of_anchors, iou_threshold=0.4),
+        assign_batch(boxes, labels, set_of_anchors, **how),
         torch.func.vmap(one)(boxes, labels),
         torch.func.vmap(one, chunk_size=2)(boxes, labels),
     ):

@@ -55,6 +55,7 @@ def box_cases(dtype: torch.dtype) -> dict[str, Cases]:
         "area": [(ops.area, [boxes])],
         "clip": [(partial(ops.clip, size=IMAGE), [boxes])],
         "encode": [(ops.encode, [*coded])],
+        "delta_iou": [(ops.delta_iou, [deltas, deltas.roll(shift, 0)]) for shift in (0, 1, 7, 31)],
         "decode": [(ops.decode, [deltas, anchor.expand_as(deltas)]) for anchor in anchors],
         "kernels.max_anchor_iou": [(partial(kernels.max_anchor_iou, image_size=IMAGE), [boxes])],
     }
@@ -68,9 +69,11 @@ def object_cases(dtype: torch.dtype) -> dict[str, Cases]:
     scores = table(1, 0.5, 1e-3, 1e-30, 0, dtype=dtype, repeat=2)[torch.arange(len(two)) % 25]
     anchors = ops.anchors(IMAGE, levels=(6, 7), dtype=dtype)
     labels = [torch.tensor(pair).expand_as(pairs) for pair in ([0, 1], [0, IGNORE], [BACKGROUND, 1])]
+    adaptive: Any = {"anchors": ops.anchors(IMAGE, octaves=1, dtype=dtype), "image_size": IMAGE}
     cases: dict[str, Cases] = {
-        name: [(partial(function, anchors=anchors), [two, each]) for each in labels]
-        for name, function in (("assign_batch", ops.assign_batch), ("kernels.assign_batch", kernels.assign_batch))
+        "assign_batch": [(partial(ops.assign_batch, anchors=anchors), [two, each]) for each in labels],
+        "assign_batch, adaptive": [(partial(ops.assign_batch, **adaptive), [two, each]) for each in labels],
+        "kernels.assign_batch": [(partial(kernels.assign_batch, **adaptive), [two, each]) for each in labels],
     }
     cases["assign"] = [(torch.func.vmap(ops.assign), [two[::2], zeros[::2], two[1::2][: len(two[::2])]])]
     for name, function in (("nms", ops.nms), ("soft_nms", ops.soft_nms)):
@@ -99,15 +102,19 @@ def loss_cases(dtype: torch.dtype) -> dict[str, Cases]:
         cases[name] = [
             (partial(function, gamma=gamma), [logits, each]) for gamma, each in product((0, 0.5, 1.5, 3), labels)
         ]
+    quality = table(0, 1e-30, 0.5, 1, dtype=dtype).repeat(len(logits), 1)
+    column = logits[:, :1].repeat_interleave(4, 0)
+    cases["quality_focal_loss"] = [(partial(ops.quality_focal_loss, gamma=g), [column, quality]) for g in (1, 1.5, 3)]
     far = 1e4 if dtype == torch.float16 else 1e23  # what `encode` gives of what is far away
     errors = table(0, 1e-30, -1, 1e4, -far, far, dtype=dtype, repeat=2)
     cases["huber_loss"] = [(partial(ops.huber_loss, delta=delta), [*errors.T]) for delta in (1e-3, 0.1, 1.0)]
     deltas = table(0, 3, -1e4, 1e4, dtype=dtype, repeat=4)[:, None]
     logits = logits[torch.arange(len(deltas)) % len(logits), None]
     for name, focal_sum in (("", ops.focal_loss_sum), (", kernels", kernels.focal_loss_sum)):
-        loss = partial(ops.detection_loss, focal_sum=focal_sum)
-        kinds = (torch.full((len(deltas), 1), label) for label in (1, BACKGROUND, IGNORE))
-        cases[f"detection_loss{name}"] = [(loss, [logits, deltas, kind, deltas.roll(7, 0)]) for kind in kinds]
+        kinds = [torch.full((len(deltas), 1), label) for label in (1, BACKGROUND, IGNORE)]
+        losses = [partial(ops.detection_loss, quality=quality, focal_sum=focal_sum) for quality in (False, True)]
+        heads = [[logits, deltas, kind, deltas.roll(7, 0)] for kind in kinds]
+        cases[f"detection_loss{name}"] = [*product(losses, heads)]
     return cases
 
 
@@ -147,7 +154,7 @@ def test_every_function_is_tried() -> None:
     convs = {
         f"kernels.{name}" for name in ("depthwise_conv", "pointwise_conv", "pointwise_conv_norm", "gated_conv", "pad")
     }
-    no_boxes = {"anchors", "feature_sizes", "match_anchors", *convs}
+    no_boxes = {"anchors", "feature_sizes", "nearest_cells", "adaptive_candidates", "match_anchors", *convs}
     assert tried == {name.split(",")[0] for name in SMOOTH | OTHER} - no_boxes
 
 
@@ -164,9 +171,10 @@ def test_a_box_is_decoded_to_no_more_than_62_times_its_anchor() -> None:
 
 
 @pytest.mark.parametrize("focal_sum", [ops.focal_loss_sum, kernels.focal_loss_sum])
+@pytest.mark.parametrize("quality", [False, True])
 @pytest.mark.parametrize("junk", [NAN, INF, -INF])
 def test_ignored_anchors_and_targets_of_none_never_reach_the_loss(
-    junk: float, focal_sum: Any, monkeypatch: pytest.MonkeyPatch
+    junk: float, quality: bool, focal_sum: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "CHUNK", 6)  # some without anything ignored
     generator = torch.Generator().manual_seed(0)
@@ -175,7 +183,7 @@ def test_ignored_anchors_and_targets_of_none_never_reach_the_loss(
 
     def value_and_gradients(logits: Tensor, deltas: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         leaves = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
-        losses = ops.detection_loss(*leaves, labels, targets, focal_sum=focal_sum)
+        losses = ops.detection_loss(*leaves, labels, targets, quality=quality, focal_sum=focal_sum)
         return *(x.detach() for x in losses), *torch.autograd.grad(losses.total, leaves)
 
     expected = value_and_gradients(logits, deltas, targets)
@@ -187,7 +195,10 @@ def test_ignored_anchors_and_targets_of_none_never_reach_the_loss(
         assert torch.equal(found, value)
 
 
-@pytest.mark.parametrize("function", [ops.assign_batch, kernels.assign_batch])
+@pytest.mark.parametrize(
+    "function",
+    [ops.assign_batch, *(partial(each, image_size=IMAGE) for each in (ops.assign_batch, kernels.assign_batch))],
+)
 @pytest.mark.parametrize("junk", [NAN, INF])
 @pytest.mark.parametrize("label", [IGNORE, BACKGROUND])
 def test_rows_of_no_object_never_reach_targets_or_gradients(label: int, junk: float, function: Any) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.reference_models import swap_xy
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops import kernels
-from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss
+from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss, quality_focal_loss
 
 
 def naive_focal(logits, labels, alpha, gamma):
@@ -63,6 +63,32 @@ def test_focal_loss_is_the_formula(rows, alpha, gamma):
     expected = naive_focal(logits, labels, alpha, gamma)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)  # 1 - p of the formula loses digits
     torch.testing.assert_close(focal_loss_sum(logits, labels, alpha=alpha, gamma=gamma), loss.sum())
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-15, 15), st.floats(0, 1), st.floats(0, 1), st.sampled_from([1.0, 1.5, 2.0]))
+def test_the_quality_focal_loss_is_the_formula(x, y, alpha, gamma):
+    p = 1 / (1 + math.exp(-x))
+    expected = alpha * abs(y - p) ** gamma * -(y * math.log(p) + (1 - y) * math.log(1 - p))
+    logit = torch.tensor(x, dtype=torch.float64)
+    loss = quality_focal_loss(logit, torch.tensor(y, dtype=torch.float64), alpha=alpha, gamma=gamma)
+    assert loss.item() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+    hard = focal_loss(logit[None], torch.tensor(0), alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(quality_focal_loss(logit, 1.0, alpha=alpha, gamma=gamma), hard[0], rtol=1e-7, atol=1e-12)
+
+
+def test_a_score_learns_the_overlap_of_its_box():
+    """There is no gradient where the score is the overlap, and one towards it elsewhere; none goes to the box."""
+    deltas, targets = torch.tensor([[[0.0, 0, math.log(0.7), 0]]]).double(), torch.zeros(1, 1, 4).double()
+    scores = torch.tensor([0.1, 0.69, 0.7, 0.71, 0.99]).double()
+
+    def classification(logit, deltas):
+        return detection_loss(logit.view(1, 1, 1), deltas, torch.zeros(1, 1).long(), targets, quality=True)[1]
+
+    slopes, of_boxes = zip(*(torch.func.grad(classification, (0, 1))(s.logit(), deltas) for s in scores), strict=True)
+    assert torch.stack(slopes).sign()[[0, 1, 3, 4]].tolist() == [-1, -1, 1, 1]
+    assert abs(slopes[2].item()) < 1e-4 * abs(slopes[1].item()) + 1e-5
+    assert not torch.stack(of_boxes).any()
 
 
 def test_without_focus_it_is_half_the_cross_entropy():

@@ -16,12 +16,13 @@ import tinydet.ops
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.ops import kernels
 from tinydet.ops.anchors import anchors, feature_sizes, max_anchor_iou
-from tinydet.ops.assign import assign, assign_batch, match_anchors
+from tinydet.ops.assign import adaptive_candidates, assign, assign_batch, match_anchors, nearest_cells
 from tinydet.ops.boxes import (
     area,
     clip,
     cxcywh_to_xyxy,
     decode,
+    delta_iou,
     encode,
     intersection,
     iou,
@@ -29,7 +30,7 @@ from tinydet.ops.boxes import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
-from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss
+from tinydet.ops.losses import detection_loss, focal_loss, focal_loss_sum, huber_loss, quality_focal_loss
 from tinydet.ops.nms import METHODS, box_voting, fixed_shape_nms, nms, soft_nms, weighted_boxes_fusion
 
 # torch itself scripts a few decompositions when forward-mode derivatives are first asked for.
@@ -65,10 +66,12 @@ SMOOTH: dict[str, tuple[Any, ...]] = {
     "clip, each": (clip, boxes(3, 2, 5), torch.tensor([[16, 24], [9, 7]]).repeat(3, 1, 1)),
     "encode": (encode, boxes(3, 5), boxes(3, 5, seed=1)),
     "decode": (decode, values(3, 5, 4), boxes(3, 5)),
+    "delta_iou": (delta_iou, 0.3 * values(3, 5, 4), 0.3 * values(3, 5, 4)),
     "max_anchor_iou": (max_anchor_iou, boxes(3, 5), ANCHORS + 0.1 * values(3, *ANCHORS.shape)),
     "assign": (assign, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS[::3] + 0.1 * values(3, len(ANCHORS[::3]), 4)),
     "focal_loss": (focal_loss, values(3, 5, 3), LABELS.repeat(3, 1)),
     "focal_loss, gamma": (partial(focal_loss, gamma=2.0), values(3, 5, 3), LABELS.repeat(3, 1)),
+    "quality_focal_loss": (quality_focal_loss, values(3, 5), values(3, 5).sigmoid()),
     "focal_loss_sum": (focal_loss_sum, values(3, 5, 3), LABELS.repeat(3, 1)),
     "huber_loss": (partial(huber_loss, delta=0.7), values(3, 5, 4), values(3, 5, 4)),
     "kernels.depthwise_conv": (
@@ -92,9 +95,15 @@ SMOOTH: dict[str, tuple[Any, ...]] = {
 OTHER: dict[str, tuple[Any, ...]] = {
     "feature_sizes": (feature_sizes, (16, 24)),
     "anchors": (partial(anchors, dtype=torch.float64), (16, 24)),
+    "assign_batch, adaptive": (partial(assign_batch, image_size=(16, 24)), boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
     "assign_batch": (assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
-    "match_anchors": (partial(match_anchors, iou_threshold=0.5), values(4, 9)),
-    "kernels.assign_batch": (kernels.assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
+    "match_anchors": (match_anchors, values(4, 9), values(4, 9) > 0),
+    "nearest_cells": (partial(nearest_cells, image_size=(16, 24)), boxes(3, 5)[0], ANCHORS),
+    "adaptive_candidates": (adaptive_candidates, values(5, 9, 3).abs(), values(5, 9) > 0, values(5, 9) > 0),
+    "kernels.assign_batch": (
+        partial(kernels.assign_batch, image_size=(16, 24)),
+        *(boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
+    ),
     "kernels.focal_loss_sum": (kernels.focal_loss_sum, values(3, 5, 3), LABELS.repeat(3, 1)),
     "kernels.max_anchor_iou": (partial(kernels.max_anchor_iou, image_size=(16, 24)), boxes(3, 5)[0]),
     "nms": (nms, boxes(40), values(40), torch.arange(40) % 2),
@@ -178,7 +187,7 @@ assert anchors is same is again and callable(assign) and callable(nms) and calla
 HALF = {
     name: (SMOOTH | OTHER)[name]
     for name in SMOOTH | OTHER
-    if not name.startswith(("focal", "huber", "kernels.d", "kernels.f", "kernels.g", "kernels.p"))
+    if not name.startswith(("focal", "quality", "huber", "kernels.d", "kernels.f", "kernels.g", "kernels.p"))
 }
 
 
@@ -189,8 +198,8 @@ def test_half_precision_is_float32_rounded_once(name, dtype):
     function, *arguments = HALF[name]
     arguments = [x[0] for x in arguments] if name in SMOOTH else arguments
     is_box = [is_float(x) and x.shape[-1] == 4 for x in arguments]
-    if name.startswith("decode"):
-        is_box[0] = False  # deltas
+    if name.startswith(("decode", "delta_iou")):
+        is_box = [False, name == "decode"]  # deltas
     if name.startswith("kernels.max_anchor_iou"):
         function = partial(function, image_size=(1024, 1536))
     if name.startswith("detection_loss"):

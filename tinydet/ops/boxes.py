@@ -117,3 +117,14 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     centre = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]
     size = deltas[..., 2:].clamp(max=LARGEST_SCALE).exp() * anchor[..., 2:]
     return cxcywh_to_xyxy(torch.cat([centre, size], -1)).to(dtype)
+
+
+def delta_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the IoU of boxes encoded relative to one anchor, pair by pair; it is the same for every anchor.
+
+    float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], of the dtype of both. Sides count as in
+    `decode`.
+    """
+    wide = (at_least_float32(x).unsqueeze(-2) for x in (a, b))
+    boxes = (torch.cat([x[..., :2], x[..., 2:].clamp(max=LARGEST_SCALE).exp()], -1) for x in wide)
+    return iou(*map(cxcywh_to_xyxy, boxes))[..., 0, 0].to(torch.promote_types(a.dtype, b.dtype))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
-from tinydet.ops.boxes import at_least_float32
+from tinydet.ops.boxes import at_least_float32, delta_iou
 
 
 def check_labels(labels: Tensor, *, classes: int) -> None:
@@ -55,6 +55,17 @@ def focal_loss_sum(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma
     return focal_loss(logits, labels, alpha=alpha, gamma=gamma).sum()
 
 
+def quality_focal_loss(logits: Tensor, quality: Tensor | float, *, alpha: float = 0.25, gamma: float = 1.5) -> Tensor:
+    """Compute the focal loss of positives that should have a score of `quality`, per element.
+
+    alpha |quality - p|^gamma BCE(p, quality): `focal_loss` where that is 1. float[...], both; quality is 0 to 1.
+
+    Reference: Li et al., Generalized Focal Loss, equation 2, which has no alpha.
+    """
+    entropy = F.softplus(logits) - quality * logits
+    return alpha * (quality - logits.sigmoid()).abs() ** gamma * entropy
+
+
 def huber_loss(predictions: Tensor, targets: Tensor, *, delta: float = 0.1) -> Tensor:
     """Compute the Huber loss, per element. float[...], float[...] -> float[...].
 
@@ -79,6 +90,7 @@ def detection_loss(
     labels: Tensor,
     target_deltas: Tensor,
     *,
+    quality: bool = False,
     alpha: float = 0.25,
     gamma: float = 1.5,
     delta: float = 0.1,
@@ -94,6 +106,8 @@ def detection_loss(
     Args:
         logits, deltas: float[B A K] and float[B A 4], the outputs of the network.
         labels, target_deltas: int64[B A] and float[B A 4] from `assign`; deltas count where a label is a class.
+        quality: whether a positive's score should be the IoU of its predicted box, which is no part of the gradient, in
+            place of 1.
         alpha, gamma, delta: of `focal_loss` and `huber_loss`.
         positives: N - 1, a scalar, where these are micro-batches of a batch; their losses add up to the batch's.
         focal_sum: `tinydet.ops.kernels.focal_loss_sum` sums the same, with its gradient, in a quarter of the time.
@@ -104,8 +118,14 @@ def detection_loss(
     logits, deltas = at_least_float32(logits), at_least_float32(deltas)
     positive = (labels >= 0)[..., None]
     count = (positive.sum() if positives is None else positives) + 1
-    classification = focal_sum(logits, labels, alpha=alpha, gamma=gamma) / count
+    classification = focal_sum(logits, labels, alpha=alpha, gamma=gamma)
     # Of the inputs, not the result: the gradient of what is left out is 0 even if that is NaN.
     deltas, target_deltas = deltas.where(positive, 0), target_deltas.where(positive, 0)
+    if quality:
+        own = logits.gather(-1, labels.clamp(0, logits.shape[-1] - 1)[..., None]).where(positive, 0)
+        overlap = delta_iou(deltas.detach(), target_deltas)[..., None]
+        soft, hard = (quality_focal_loss(own, score, alpha=alpha, gamma=gamma) for score in (overlap, 1.0))
+        classification = classification + (soft - hard).where(positive, 0).sum()
+    classification = classification / count
     box = huber_loss(deltas, target_deltas, delta=delta).sum() / (4 * count)
     return Losses(classification + box_weight * box, classification, box)
