@@ -109,8 +109,8 @@ def by_hand(network: EfficientDet, batch: Batch) -> tuple[Losses, list[Detection
     """Losses and detections of one batch by the module itself."""
     anchors = model_anchors(CONFIG)
     outputs = network(normalize(batch.images, mean=CONFIG.mean, std=CONFIG.std))
-    targets = assign_batch(batch.boxes, batch.labels, anchors)
-    losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+    targets = assign_batch(batch.boxes, batch.labels, anchors, image_size=CONFIG.image_size)
+    losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas, quality=True)
     return losses, detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales)
 
 

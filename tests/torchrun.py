@@ -100,7 +100,7 @@ def compare(weights: str) -> float:
     config, variables = loaded.config, Variables(loaded.params, loaded.buffers)
     whole = random_batch(3, config.image_size, torch.device("cpu"))._replace(names=["a", "b", "c"])
     anchors, model = model_anchors(config, config.image_size), EfficientDet(config)
-    targets = assign_batch(whole.boxes, whole.labels, anchors)
+    targets = assign_batch(whole.boxes, whole.labels, anchors, image_size=config.image_size)
     positives = (targets.labels >= 0).sum()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "compare"
     with launched_world() as world:
@@ -126,7 +126,8 @@ def compare(weights: str) -> float:
         draws = stochastic_draws(part.names, model.backbone.depth, seed=0, step=0)
         parallel = DistributedDataParallel(model)  # which sums as long as it lives
         logits, deltas = parallel(pixels, draws)
-        losses = detection_loss(logits, deltas, targets.labels[rows], targets.deltas[rows], positives=positives)
+        truth: Any = targets.labels[rows], targets.deltas[rows]
+        losses = detection_loss(logits, deltas, *truth, positives=positives, quality=True)
         (world.size * losses.total).backward()  # it takes the mean over the processes
     grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
     assert {*grads} == {*summed} & {*variables.params}

@@ -45,11 +45,13 @@ def validate(
     batch_size: int = 8,
     workers: int = 0,
     world: World = ALONE,
+    quality: bool = True,
 ) -> Validation:
     """Compute the losses and the detections of a dataset in one pass, on the device of (params, buffers).
 
     The data are any sized dataset of `Example` or (image, boxes, labels), or batches. Of several processes each
     computes those of its batches, as `val_batches` shares them, and returns all: the same bits as one process does.
+    `quality` is that of `train_step`.
 
     Raises:
         InputError: a label is none of the classes of the config.
@@ -66,10 +68,11 @@ def validate(
             continue
         check_labels(batch.labels, classes=len(config.classes))
         batch = batch.to(device)
-        anchors = model_anchors(config, tuple(batch.images.shape[2:]), device=device)
+        size = batch.images.shape[-2], batch.images.shape[-1]
+        anchors = model_anchors(config, size, device=device)
         outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
-        targets = assign_batch(batch.boxes, batch.labels, anchors)
-        losses = detection_loss(*outputs, targets.labels, targets.deltas)
+        targets = assign_batch(batch.boxes, batch.labels, anchors, image_size=size if quality else None)
+        losses = detection_loss(*outputs, targets.labels, targets.deltas, quality=quality)
         sums.append(torch.stack(losses).cpu().double() * len(batch.images))
         try:
             found = detect(outputs, anchors, sizes=batch.sizes, scales=batch.scales, names=batch.names)

@@ -140,8 +140,8 @@ def plain_loop(
         for norm in norms:
             norm.momentum = max(0.01, 1 - ramp)
         outputs = model(normalized(batch), draws_of(batch.names, step=step, seed=7))
-        targets = assign_batch(batch.boxes, batch.labels, ANCHORS)
-        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+        targets = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=CONFIG.image_size)
+        losses = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas, quality=True)
         optimizer.zero_grad()
         losses.total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -383,9 +383,9 @@ def test_frozen_modules_stay_and_the_rest_moves(freeze: str) -> None:
         module.training = name not in evaluated
     for name, param in net.named_parameters():
         param.requires_grad_(name not in fixed)
-    targets = assign_batch(batch.boxes, batch.labels, ANCHORS)
+    targets = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=CONFIG.image_size)
     outputs = net(normalized(batch))
-    expected = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas)
+    expected = detection_loss(outputs.logits, outputs.deltas, targets.labels, targets.deltas, quality=True)
     expected.total.backward()
     torch.testing.assert_close(metrics.losses.total, expected.total.detach(), rtol=1e-6, atol=0)
     grads = {name: param.grad for name, param in net.named_parameters() if param.grad is not None}
@@ -450,7 +450,7 @@ def test_statistics_pass_from_one_micro_batch_to_the_next() -> None:
 def test_positives_are_counted_by_class() -> None:
     batch = batch_of(0)
     _, metrics = train_step(initial(), batch, model=MODEL, lr=0.0, optimizer=SGD_PLAIN)
-    labels = assign_batch(batch.boxes, batch.labels, ANCHORS).labels
+    labels = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=CONFIG.image_size).labels
     assert metrics.positives.tolist() == [int((labels == label).sum()) for label in range(2)]
     assert min(metrics.positives.tolist()) > 0
 

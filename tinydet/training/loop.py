@@ -186,7 +186,8 @@ def run_epochs(
 
             seconds, validating = clock() - began, clock()
             world.agree(partial(weights_of, state))
-            validation = validate(state.ema, stoppable(val_loader, run, stop), config=config, world=world)
+            how = {"config": config, "world": world, "quality": settings.loss == "quality"}
+            validation = validate(state.ema, stoppable(val_loader, run, stop), **how)
             row = {
                 "epoch": math.ceil(state.step / budget.epoch_steps),
                 "step": state.step,

@@ -14,12 +14,13 @@ WIDE = (320, 1088)  # (height, width) of the input for images more than twice as
 OPTIMIZERS = {"adamw": (5.6e-3, 4, 0.5, 1e-2), "sgd": (0.08, 64, 1.0, 4e-5)}
 FREEZE = ("auto", "none", "early", "backbone", "norms")
 EARLY = ("auto", "early")  # of these: the batch norms of what is frozen go by the batch
+LOSSES = ("quality", "focal")
 PRECISIONS = ("auto", "bf16", "fp16", "off")
 SCHEDULES = ("cosine", "plateau", "constant")
 # The values of settings that are left out, by recipe.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {"optimizer": "adamw", "freeze": "auto"},
-    "paper": {"optimizer": "sgd", "freeze": "none", "scale_range": (0.1, 2.0), "copy_paste": 0.0},
+    "default": {"optimizer": "adamw", "freeze": "auto", "loss": "quality"},
+    "paper": {"optimizer": "sgd", "freeze": "none", "scale_range": (0.1, 2.0), "copy_paste": 0.0, "loss": "focal"},
 }
 
 
@@ -58,8 +59,8 @@ class TrainSettings:
     )
     recipe: str = setting(
         "default",
-        "Defaults of --optimizer, --freeze, --scale-range, --copy-paste and --crop: those measured best here, or the "
-        "paper's.",
+        "Defaults of --optimizer, --loss, --freeze, --scale-range, --copy-paste and --crop: those measured best here, "
+        "or the paper's.",
         choices=tuple(RECIPES),
     )
     epochs: int = setting(50, "Passes over the training images.", low=1, high=10**9)
@@ -88,6 +89,12 @@ class TrainSettings:
         choices=SCHEDULES,
     )
     warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises, at most a tenth of the run.", low=0)
+    loss: str | None = setting(
+        None,
+        "quality: each object has an IoU threshold of its own for its anchors (ATSS), whose scores learn the IoU of "
+        "their boxes (quality focal loss); focal: as in the paper; default: by the recipe, quality.",
+        choices=LOSSES,
+    )
     clip: float = setting(10.0, "Largest global norm of the gradient.", low=0, above=True)
     ema_decay: float = setting(0.9998, "Decay of the averaged weights; 0: no averaging.", low=0, high=1)
     amp: str = setting(

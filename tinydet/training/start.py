@@ -235,6 +235,7 @@ def build_step(
         model=model,
         optimizer=build_optimizer(settings),
         clip=settings.clip,
+        quality=settings.loss == "quality",
         ema_decay=settings.ema_decay,
         frozen=frozenset(frozen),
         evaluated=evaluated_modules(settings.freeze, frozen),

@@ -46,6 +46,7 @@ def train_step(
     anchors: Tensor | None = None,
     optimizer: Optimizer = ADAMW,
     clip: float = 10.0,
+    quality: bool = True,
     ema_decay: float = 0.9998,
     frozen: Collection[str] = (),
     evaluated: Collection[str] = (),
@@ -66,6 +67,8 @@ def train_step(
         anchors: float[A 4] of the images' size; the model's when None.
         optimizer: whose moments the state holds.
         clip: largest global norm of the gradient.
+        quality: whether each object has a threshold of its own for its anchors, and scores learn the IoU of their boxes
+            (`assign` with image_size, `detection_loss` with quality). Without, as in the paper.
         ema_decay: of the averaged weights, 0 for none; less at first, min(ema_decay, (1 + step) / (10 + step)). The
             batch norms' momentum starts as high, or the first epochs would be validated with statistics of no image.
         frozen: names of modules whose parameters stay as they are, such as `early_stages(model)`.
@@ -89,9 +92,10 @@ def train_step(
         FloatingPointError: the loss or its gradient is not finite: names the step, the terms and the images.
     """
     config, ramp = model.config, (1 + state.step) / (10 + state.step)
+    size = batch.images.shape[-2], batch.images.shape[-1]
     if anchors is None:
-        anchors = model_anchors(config, (batch.images.shape[-2], batch.images.shape[-1]), device=batch.images.device)
-    targets = assign_batch(batch.boxes, batch.labels, anchors)
+        anchors = model_anchors(config, size, device=batch.images.device)
+    targets = assign_batch(batch.boxes, batch.labels, anchors, image_size=size if quality else None)
     numbers = targets.labels.flatten().clamp(-1, len(config.classes)) + 1  # with no object first, no class last
     _, positives, unknown = (
         torch.zeros(len(config.classes) + 2, dtype=torch.int64, device=numbers.device)
@@ -117,9 +121,8 @@ def train_step(
                 evaluated=evaluated,
                 all_reduce=all_reduce,
             )
-        losses = detection_loss(
-            outputs.logits, outputs.deltas, labels, deltas, positives=positives.sum(), focal_sum=focal_loss_sum
-        )
+        how: Any = {"positives": positives.sum(), "focal_sum": focal_loss_sum, "quality": quality}
+        losses = detection_loss(outputs.logits, outputs.deltas, labels, deltas, **how)
         return losses.total * state.loss_scale, ({k: v.detach() for k, v in losses._asdict().items()}, buffers)
 
     learning = trainable(state.params, frozen)
