@@ -116,9 +116,10 @@ def loss(*, batch: int, objects: int) -> Call:
 
 
 def assign(*, batch: int, objects: int) -> Call:
-    """Boxes to the targets of every anchor."""
-    truth, anchors = inputs.ground_truth(batch, objects), model_anchors(model_config("d0"))
-    return lambda: assign_batch(*truth, anchors)
+    """Boxes to the targets of every anchor, by the thresholds of training: each object's own."""
+    config, truth = model_config("d0"), inputs.ground_truth(batch, objects)
+    anchors = model_anchors(config)
+    return lambda: assign_batch(*truth, anchors, image_size=config.image_size)
 
 
 def kitti_evaluation(*, frames: int) -> Call:

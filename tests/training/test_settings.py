@@ -84,8 +84,8 @@ def test_the_learning_rate_goes_with_the_batch_unless_given(changes: dict[str, A
 
 def test_a_recipe_decides_the_settings_that_are_left_out() -> None:
     default, paper = TrainSettings("kitti"), TrainSettings("kitti", recipe="paper")
-    assert default.optimizer == "adamw"
-    assert (paper.optimizer, paper.scale_range, paper.copy_paste) == ("sgd", (0.1, 2.0), 0.0)
+    assert (default.optimizer, default.loss) == ("adamw", "quality")
+    assert (paper.optimizer, paper.loss, paper.scale_range, paper.copy_paste) == ("sgd", "focal", (0.1, 2.0), 0.0)
     told = TrainSettings("kitti", recipe="paper", optimizer="adamw", scale_range=(0.5, 1.0), copy_paste=0.5)
     assert (told.optimizer, told.scale_range, told.copy_paste) == ("adamw", (0.5, 1.0), 0.5)
 

@@ -122,9 +122,7 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 def delta_iou(a: Tensor, b: Tensor) -> Tensor:
     """Compute the IoU of boxes encoded relative to one anchor, pair by pair; it is the same for every anchor.
 
-    float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], of the dtype of both. Sides count as in
-    `decode`.
+    float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], float32 at least.
     """
-    wide = (at_least_float32(x).unsqueeze(-2) for x in (a, b))
-    boxes = (torch.cat([x[..., :2], x[..., 2:].clamp(max=LARGEST_SCALE).exp()], -1) for x in wide)
-    return iou(*map(cxcywh_to_xyxy, boxes))[..., 0, 0].to(torch.promote_types(a.dtype, b.dtype))
+    deltas = (at_least_float32(x).unsqueeze(-2) for x in (a, b))
+    return iou(*(decode(x, x.new_tensor([-0.5, -0.5, 0.5, 0.5])) for x in deltas))[..., 0, 0]

@@ -144,10 +144,8 @@ def start_run(
         config = resolve_config(settings, train_set, base=weights.config)
         variables, report = adapt_weights(weights, config, class_map=dict(settings.class_map), seed=settings.seed)
         frozen = frozen_modules(meta_model(config), str(settings.freeze), loaded=report.loaded)
-        scale = FIRST_LOSS_SCALE if precision == "fp16" else 1.0
-        state = initial_state(
-            variables, optimizer=build_optimizer(settings), frozen=frozen, device=device, loss_scale=scale
-        )
+        how: Any = {"frozen": frozen, "device": device, "loss_scale": FIRST_LOSS_SCALE if precision == "fp16" else 1.0}
+        state = initial_state(variables, optimizer=build_optimizer(settings), **how)
         training = {
             "weights": weights.source,
             "frozen": sorted(frozen),
