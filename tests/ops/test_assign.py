@@ -38,7 +38,7 @@ def iou(box, anchor):
 
 
 def plain_candidates(box, anchors, image_size, shapes):
-    """The anchors that may take an object, and how near to the threshold any of those looked at comes."""
+    """The anchors that may take an object, those looked at, and how near to the threshold any of them comes."""
 
     def centre(box):
         return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -53,18 +53,19 @@ def plain_candidates(box, anchors, image_size, shapes):
     overlaps = [iou(box, anchors[a]) for a in looked_at]
     threshold = np.mean(overlaps) + np.std(overlaps)
     inside = [a for a in looked_at if all(box[i] < centre(anchors[a])[i] < box[i + 2] for i in (0, 1))]
-    return {a for a in inside if iou(box, anchors[a]) >= threshold}, min(abs(x - threshold) for x in overlaps)
+    taking = {a for a in inside if iou(box, anchors[a]) >= threshold}
+    return taking, looked_at, min(abs(x - threshold) for x in overlaps)
 
 
-def plain_assign(boxes, labels, anchors, candidates):
-    """One pair after another, in the words of the docstring; candidates are sets of anchors, of each object."""
+def plain_assign(boxes, labels, anchors, candidates, looked_at):
+    """One pair after another, in the words of the docstring; of each object, who may take it, and who must."""
     objects = [row for row, label in enumerate(labels) if label >= 0]
     matches = [-1] * len(anchors)
     for a, anchor in enumerate(anchors):
         possible = [row for row in objects if a in candidates[row]]
         matches[a] = max(possible, key=lambda row: iou(boxes[row], anchor), default=-1)
     for row in reversed(objects):
-        favourite = max(range(len(anchors)), key=lambda a: iou(boxes[row], anchors[a]))
+        favourite = max(looked_at[row], key=lambda a: iou(boxes[row], anchors[a]))
         if iou(boxes[row], anchors[favourite]) > 0:
             matches[favourite] = row
 
@@ -227,7 +228,7 @@ def test_assign_is_its_plain_transcription(truth, iou_threshold):
     result = assign(boxes, torch.tensor(labels, dtype=torch.int64), set_of_anchors, iou_threshold=iou_threshold)
     table = set_of_anchors.tolist()
     candidates = [{a for a, anchor in enumerate(table) if iou(row, anchor) >= iou_threshold} for row in rows]
-    check(result, *plain_assign(rows, labels, table, candidates))
+    check(result, *plain_assign(rows, labels, table, candidates, [range(len(table))] * len(rows)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -238,8 +239,9 @@ def test_adaptive_assignment_is_its_plain_transcription(truth):
     boxes = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
     result = assign(boxes, torch.tensor(labels, dtype=torch.int64), set_of_anchors, image_size=(32, 48))
     plain = [plain_candidates(row, set_of_anchors.tolist(), (32, 48), 6) for row in rows]
-    assume(all(margin > 1e-9 for (_, margin), label in zip(plain, labels, strict=True) if label >= 0))
-    check(result, *plain_assign(rows, labels, set_of_anchors.tolist(), [one for one, _ in plain]))
+    candidates, looked_at, margins = zip(*plain, strict=True) if plain else ((), (), ())
+    assume(all(margin > 1e-9 for margin, label in zip(margins, labels, strict=True) if label >= 0))
+    check(result, *plain_assign(rows, labels, set_of_anchors.tolist(), candidates, looked_at))
 
 
 def check(result, targets, deltas, matches):
