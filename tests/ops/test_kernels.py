@@ -163,8 +163,9 @@ def test_focal_loss_sum(seed, shape, gamma, alpha, spread, chunk, quality):
         patch.setattr(kernels, "CHUNK", chunk)
         losses, gradients = value_and_gradients(focal_sum=kernels.focal_loss_sum)
     expected, slow = value_and_gradients()
-    torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradients, slow, rtol=1e-9, atol=1e-12)
+    atol = 1e-8 if quality else 1e-12  # torch's softplus is a line from 20 on, which shows where large losses cancel
+    torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-9, atol=atol)
+    torch.testing.assert_close(gradients, slow, rtol=1e-9, atol=atol)
     assert torch.equal(logits, before[0])
     assert torch.equal(labels, before[1])
 

@@ -62,7 +62,7 @@ def quality_focal_loss(logits: Tensor, quality: Tensor | float, *, alpha: float 
 
     Reference: Li et al., Generalized Focal Loss, equation 2, which has no alpha.
     """
-    entropy = F.softplus(logits) - quality * logits
+    entropy = -F.logsigmoid(-logits) - quality * logits
     return alpha * (quality - logits.sigmoid()).abs() ** gamma * entropy
 
 
