@@ -16,7 +16,7 @@ from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet
 from tinydet.training.settings import TrainSettings
-from tinydet.training.start import Run, compile_step, overfit_settings, overfit_splits, start_run
+from tinydet.training.start import Run, build_step, compile_step, overfit_settings, overfit_splits, start_run
 
 
 def test_as_many_images_go_through_the_network_at_once_as_were_asked_for() -> None:
@@ -53,6 +53,13 @@ def test_the_device_may_be_any_gpu() -> None:
     """Without a number it is the one that torch chose; `torch.cuda.set_device` wants a number."""
     with pytest.raises(InputError, match="nowhere: no such"):
         start_run(TrainSettings("nowhere"), None, device="cuda")
+
+
+@pytest.mark.parametrize(("recipe", "quality"), [("default", True), ("paper", False)])
+def test_the_loss_of_a_step_is_the_settings(recipe: str, quality: bool) -> None:
+    settings, model = TrainSettings("kitti", recipe=recipe), EfficientDet(model_config("lite0")).to("meta")
+    step: Any = build_step(settings, model, frozen=(), device=torch.device("cpu"))
+    assert step.keywords["quality"] is quality
 
 
 def test_a_few_images_are_the_first_that_hold_an_object(tmp_path: Path) -> None:

@@ -447,10 +447,11 @@ def test_statistics_pass_from_one_micro_batch_to_the_next() -> None:
     torch.testing.assert_close(later.buffers, buffers, rtol=1e-5, atol=1e-6)
 
 
-def test_positives_are_counted_by_class() -> None:
-    batch = batch_of(0)
-    _, metrics = train_step(initial(), batch, model=MODEL, lr=0.0, optimizer=SGD_PLAIN)
-    labels = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=CONFIG.image_size).labels
+@pytest.mark.parametrize("quality", [True, False])
+def test_positives_are_counted_by_class(quality: bool) -> None:
+    batch, size = batch_of(0), CONFIG.image_size if quality else None
+    _, metrics = train_step(initial(), batch, model=MODEL, lr=0.0, optimizer=SGD_PLAIN, quality=quality)
+    labels = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=size).labels
     assert metrics.positives.tolist() == [int((labels == label).sum()) for label in range(2)]
     assert min(metrics.positives.tolist()) > 0
 

@@ -256,7 +256,7 @@ def max_anchor_iou(
 def assign_batch(
     boxes: Tensor, labels: Tensor, anchors: Tensor, *, image_size: tuple[int, int] | None = None, **settings: Any
 ) -> Targets:
-    """Assign a batch, computing IoUs in the nearest cells alone: on CPU, with `image_size`, a third of the time.
+    """Assign a batch, computing IoUs in the nearest cells alone: on CPU, with `image_size`, in half the time.
 
     Shapes depend on values, which torch.func cannot follow, and a GPU would have to wait.
     """
