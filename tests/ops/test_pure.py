@@ -97,7 +97,11 @@ OTHER: dict[str, tuple[Any, ...]] = {
     "anchors": (partial(anchors, dtype=torch.float64), (16, 24)),
     "assign_batch, adaptive": (partial(assign_batch, image_size=(16, 24)), boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
     "assign_batch": (assign_batch, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS),
-    "match_anchors": (match_anchors, values(4, 9), values(4, 9) > 0),
+    "match_anchors": (
+        match_anchors,
+        *(values(5, len(ANCHORS)), values(5, len(ANCHORS)) > 0, torch.arange(len(ANCHORS)) % 2 == 0),
+        *(boxes(3, 5)[0], LABELS, ANCHORS),
+    ),
     "nearest_cells": (partial(nearest_cells, image_size=(16, 24)), boxes(3, 5)[0], ANCHORS),
     "adaptive_candidates": (adaptive_candidates, values(5, 9, 3).abs(), values(5, 9) > 0, values(5, 9) > 0),
     "kernels.assign_batch": (

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinydet.labels import BACKGROUND, IGNORE
+from tinydet.labels import IGNORE
 from tinydet.ops.anchors import LEVELS, anchors, feature_sizes
 from tinydet.ops.assign import Targets, adaptive_candidates, match_anchors, nearest_cells
 from tinydet.ops.assign import assign_batch as _assign_batch
-from tinydet.ops.boxes import area, at_least_float32, encode, intersection, iou, xyxy_to_cxcywh
+from tinydet.ops.boxes import area, at_least_float32, intersection, iou, xyxy_to_cxcywh
 from tinydet.ops.losses import check_labels
 
 # The widest depthwise kernel for whose gradient oneDNN 3.12 has a routine; wider ones go as dense groups.
@@ -260,22 +260,17 @@ def assign_batch(
 
     Shapes depend on values, which torch.func cannot follow, and a GPU would have to wait.
     """
-    if image_size is None or not _on_cpu(boxes) or not len(boxes):
+    if image_size is None or not _on_cpu(boxes) or not boxes.numel():
         return _assign_batch(boxes, labels, anchors, image_size=image_size, **settings)
     result = []
     for box, label in zip(boxes, labels, strict=True):
-        rows = (label >= 0).nonzero()[:, 0]
-        objects = at_least_float32(box[rows]) if len(rows) else torch.zeros(1, 4)
-        near, inside = nearest_cells(objects, anchors, image_size=image_size)
+        objects = at_least_float32(box.where((label >= 0)[:, None], 0))
+        near, possible = nearest_cells(objects, anchors, image_size=image_size)
         row, cell = near.nonzero().unbind(1)
         cells = at_least_float32(anchors).unflatten(0, (near.shape[1], -1))
         overlap = cells.new_zeros(len(objects), *cells.shape[:2])
         overlap[row, cell] = iou(objects[row, None], cells[cell])[:, 0]
-        match = match_anchors(overlap.flatten(1), adaptive_candidates(overlap, near, inside).flatten(1))
-        matched = (match >= 0).nonzero()[:, 0]
-        match[matched] = row = rows[match[matched]]
+        candidates = adaptive_candidates(overlap, near, possible).flatten(1)
         ignored = (intersection(box[label == IGNORE], anchors) > 0.5 * area(anchors)).any(0)
-        targets, deltas = torch.where(ignored, IGNORE, BACKGROUND), torch.zeros_like(anchors)
-        targets[matched], deltas[matched] = label[row], encode(box[row], anchors[matched])
-        result.append(Targets(targets, deltas, match))
+        result.append(match_anchors(overlap.flatten(1), candidates, ignored, objects, label, anchors))
     return Targets(*map(torch.stack, zip(*result, strict=True)))
