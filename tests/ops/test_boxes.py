@@ -14,6 +14,7 @@ from tinydet.ops.boxes import (
     clip,
     cxcywh_to_xyxy,
     decode,
+    delta_giou,
     encode,
     intersection,
     iou,
@@ -210,6 +211,27 @@ def test_one_anchor_set_serves_a_batch():
     deltas = encode(boxes, anchors)
     assert torch.equal(deltas[1], encode(boxes[1], anchors))
     torch.testing.assert_close(decode(deltas, anchors), boxes, rtol=0, atol=1e-12)
+
+
+def test_generalized_iou_by_hand():
+    """Of two boxes of 10 x 10: 4 apart in a hull of 24 x 10; sharing half, in 15 x 10; equal."""
+    anchor, box = torch.tensor([-3.0, 2, 9, 40]), torch.tensor([0.0, 0, 10, 10])
+    others = box + torch.tensor([[14.0], [5.0], [0.0]]) * torch.tensor([1.0, 0, 1, 0])
+    overlap, giou = delta_giou(encode(box.expand(3, 4), anchor), encode(others, anchor))
+    torch.testing.assert_close(overlap, torch.tensor([0, 50 / 150, 1]))
+    torch.testing.assert_close(giou, torch.tensor([-40 / 240, 50 / 150, 1]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1))
+def test_generalized_iou_is_that_of_the_decoded_boxes(seed):
+    a, b, anchors = (random_boxes(seed + i, (20,)) for i in range(3))
+    overlap, giou = delta_giou(encode(a, anchors), encode(b, anchors))
+    expected = iou(a, b).diagonal()
+    hull = area(torch.cat([torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:])], 1))
+    union = area(a) + area(b) - intersection(a, b).diagonal()
+    torch.testing.assert_close(overlap, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(giou, expected - (hull - union) / hull, rtol=0, atol=1e-9)
 
 
 def test_reference(shared):

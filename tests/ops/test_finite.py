@@ -55,7 +55,7 @@ def box_cases(dtype: torch.dtype) -> dict[str, Cases]:
         "area": [(ops.area, [boxes])],
         "clip": [(partial(ops.clip, size=IMAGE), [boxes])],
         "encode": [(ops.encode, [*coded])],
-        "delta_iou": [(ops.delta_iou, [deltas, deltas.roll(shift, 0)]) for shift in (0, 1, 7, 31)],
+        "delta_giou": [(ops.delta_giou, [deltas, deltas.roll(shift, 0)]) for shift in (0, 1, 7, 31)],
         "decode": [(ops.decode, [deltas, anchor.expand_as(deltas)]) for anchor in anchors],
         "kernels.max_anchor_iou": [(partial(kernels.max_anchor_iou, image_size=IMAGE), [boxes])],
     }

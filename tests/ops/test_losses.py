@@ -163,6 +163,23 @@ def test_detection_loss_by_hand():
     assert losses.total.item() == pytest.approx(element / 2 + 50 * 0.12125 / 8)
 
 
+def test_the_loss_of_boxes_is_their_giou_where_scores_learn_their_overlap():
+    """A box beside its target, of half the hull; two that are no positives, of which one has no finite deltas."""
+    logits = torch.zeros(1, 3, 1)
+    deltas = torch.tensor([[[1.0, 0, 0, 0], [9, 9, 9, 9], [math.nan] * 4]])
+    labels = torch.tensor([[0, BACKGROUND, IGNORE]])
+    losses = detection_loss(logits, deltas, labels, torch.zeros(1, 3, 4), quality=True)
+    element = 0.5**1.5 * math.log(2)
+    assert losses.classification.item() == pytest.approx((0.25 + 0.75) * element / 2)
+    assert losses.box.item() == pytest.approx(1 / 2)  # they touch: GIoU is 0; one positive + 1
+    assert losses.total.item() == pytest.approx(element / 2 + 2 / 2)
+    far = detection_loss(logits, 2 * deltas, labels, torch.zeros(1, 3, 4), quality=True)
+    assert far.box.item() == pytest.approx((1 + 1 / 3) / 2)  # a third of the hull is between them
+    slope = torch.func.grad(lambda d: detection_loss(logits, d, labels, torch.zeros(1, 3, 4), quality=True).box)
+    assert slope(2 * deltas)[0, 0, 0] > 0  # towards it, though nothing is shared
+    assert not slope(2 * deltas)[0, 1:].any()
+
+
 def test_detection_loss_is_the_sum_of_its_terms():
     logits, deltas, labels, targets = heads(2)
     losses = detection_loss(logits, deltas, labels, targets, alpha=0.3, gamma=2, delta=0.2, box_weight=7)

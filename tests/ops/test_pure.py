@@ -22,7 +22,7 @@ from tinydet.ops.boxes import (
     clip,
     cxcywh_to_xyxy,
     decode,
-    delta_iou,
+    delta_giou,
     encode,
     intersection,
     iou,
@@ -66,7 +66,7 @@ SMOOTH: dict[str, tuple[Any, ...]] = {
     "clip, each": (clip, boxes(3, 2, 5), torch.tensor([[16, 24], [9, 7]]).repeat(3, 1, 1)),
     "encode": (encode, boxes(3, 5), boxes(3, 5, seed=1)),
     "decode": (decode, values(3, 5, 4), boxes(3, 5)),
-    "delta_iou": (delta_iou, 0.3 * values(3, 5, 4), 0.3 * values(3, 5, 4)),
+    "delta_giou": (delta_giou, 0.3 * values(3, 5, 4), 0.3 * values(3, 5, 4)),
     "max_anchor_iou": (max_anchor_iou, boxes(3, 5), ANCHORS + 0.1 * values(3, *ANCHORS.shape)),
     "assign": (assign, boxes(3, 5), LABELS.repeat(3, 1), ANCHORS[::3] + 0.1 * values(3, len(ANCHORS[::3]), 4)),
     "focal_loss": (focal_loss, values(3, 5, 3), LABELS.repeat(3, 1)),
@@ -202,7 +202,7 @@ def test_half_precision_is_float32_rounded_once(name, dtype):
     function, *arguments = HALF[name]
     arguments = [x[0] for x in arguments] if name in SMOOTH else arguments
     is_box = [is_float(x) and x.shape[-1] == 4 for x in arguments]
-    if name.startswith(("decode", "delta_iou")):
+    if name.startswith(("decode", "delta_giou")):
         is_box = [False, name == "decode"]  # deltas
     if name.startswith("kernels.max_anchor_iou"):
         function = partial(function, image_size=(1024, 1536))

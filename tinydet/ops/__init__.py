@@ -10,7 +10,7 @@ from tinydet.ops.boxes import (
     clip,
     cxcywh_to_xyxy,
     decode,
-    delta_iou,
+    delta_giou,
     encode,
     intersection,
     iou,
@@ -23,7 +23,7 @@ from tinydet.ops.nms import box_voting, fixed_shape_nms, nms, soft_nms, weighted
 
 __all__ = ["anchors", "feature_sizes", "max_anchor_iou"]
 __all__ += ["Targets", "assign", "assign_batch"]
-__all__ += ["area", "clip", "decode", "delta_iou", "encode", "intersection", "iou"]
+__all__ += ["area", "clip", "decode", "delta_giou", "encode", "intersection", "iou"]
 __all__ += ["cxcywh_to_xyxy", "xywh_to_xyxy", "xyxy_to_cxcywh", "xyxy_to_xywh"]
 __all__ += ["Losses", "detection_loss", "focal_loss", "focal_loss_sum", "huber_loss", "quality_focal_loss"]
 __all__ += ["box_voting", "fixed_shape_nms", "nms", "soft_nms", "weighted_boxes_fusion"]

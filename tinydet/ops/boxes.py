@@ -119,10 +119,17 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     return cxcywh_to_xyxy(torch.cat([centre, size], -1)).to(dtype)
 
 
-def delta_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the IoU of boxes encoded relative to one anchor, pair by pair; it is the same for every anchor.
+def delta_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute IoU and generalized IoU of boxes encoded relative to one anchor, pair by pair; whichever it is.
 
-    float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], float32 at least.
+    float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], float[...] in [-1, 1], float32 at least.
+
+    Reference: Rezatofighi et al., Generalized Intersection over Union, algorithm 1.
     """
-    deltas = (at_least_float32(x).unsqueeze(-2) for x in (a, b))
-    return iou(*(decode(x, x.new_tensor([-0.5, -0.5, 0.5, 0.5])) for x in deltas))[..., 0, 0]
+    a, b = (decode(x, x.new_tensor([-0.5, -0.5, 0.5, 0.5])) for x in (at_least_float32(a), at_least_float32(b)))
+    (low, high), (other_low, other_high) = a.split(2, -1), b.split(2, -1)
+    shared = area(torch.cat([torch.maximum(low, other_low), torch.minimum(high, other_high)], -1))
+    hull = area(torch.cat([torch.minimum(low, other_low), torch.maximum(high, other_high)], -1))
+    union = area(a) + area(b) - shared
+    overlap = shared / union.clamp(min=SMALLEST_UNION)
+    return overlap, overlap + union / hull.clamp(min=SMALLEST_UNION) - 1

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tinydet.errors import InputError
 from tinydet.labels import IGNORE
-from tinydet.ops.boxes import at_least_float32, delta_iou
+from tinydet.ops.boxes import at_least_float32, delta_giou
 
 
 def check_labels(labels: Tensor, *, classes: int) -> None:
@@ -94,26 +94,27 @@ def detection_loss(
     alpha: float = 0.25,
     gamma: float = 1.5,
     delta: float = 0.1,
-    box_weight: float = 50.0,
+    box_weight: float | None = None,
     positives: Tensor | None = None,
     focal_sum: Callable[..., Tensor] = focal_loss_sum,
 ) -> Losses:
-    """Reduce the focal and Huber losses of a batch.
+    """Reduce the losses of a batch.
 
     Focal loss summed / N + box_weight * Huber loss of the positives summed / 4 N. N is the number of positive anchors
-    in the whole batch + 1. Half precision is computed in float32.
+    in the whole batch + 1. With `quality`, a positive's score should be the IoU of its predicted box, which is no part
+    of the gradient, in place of 1; and box_weight * (1 - GIoU) of the positives summed / N takes the Huber loss's
+    place. Half precision is computed in float32.
 
     Args:
         logits, deltas: float[B A K] and float[B A 4], the outputs of the network.
         labels, target_deltas: int64[B A] and float[B A 4] from `assign`; deltas count where a label is a class.
-        quality: whether a positive's score should be the IoU of its predicted box, which is no part of the gradient, in
-            place of 1.
         alpha, gamma, delta: of `focal_loss` and `huber_loss`.
+        box_weight: 50 for the Huber loss and 2 for GIoU when None.
         positives: N - 1, a scalar, where these are micro-batches of a batch; their losses add up to the batch's.
         focal_sum: `tinydet.ops.kernels.focal_loss_sum` sums the same, with its gradient, in a quarter of the time.
 
     Reference: EfficientDet section 5.1; normaliser and box weight as in google/automl, which besides leaves out of the
-    box loss each coordinate whose target happens to be exactly 0.
+    box loss each coordinate whose target happens to be exactly 0. With `quality`, Generalized Focal Loss, section 3.
     """
     logits, deltas = at_least_float32(logits), at_least_float32(deltas)
     positive = (labels >= 0)[..., None]
@@ -122,10 +123,15 @@ def detection_loss(
     # Of the inputs, not the result: the gradient of what is left out is 0 even if that is NaN.
     deltas, target_deltas = deltas.where(positive, 0), target_deltas.where(positive, 0)
     if quality:
+        overlap, giou = delta_giou(deltas, target_deltas)
         own = logits.gather(-1, labels.clamp(0, logits.shape[-1] - 1)[..., None]).where(positive, 0)
-        overlap = delta_iou(deltas.detach(), target_deltas)[..., None]
-        soft, hard = (quality_focal_loss(own, score, alpha=alpha, gamma=gamma) for score in (overlap, 1.0))
+        scores = overlap.detach()[..., None], 1.0
+        soft, hard = (quality_focal_loss(own, score, alpha=alpha, gamma=gamma) for score in scores)
         classification = classification + (soft - hard).where(positive, 0).sum()
+        box = (1 - giou).sum() / count  # 0 where neither has deltas
+    else:
+        box = huber_loss(deltas, target_deltas, delta=delta).sum() / (4 * count)
     classification = classification / count
-    box = huber_loss(deltas, target_deltas, delta=delta).sum() / (4 * count)
+    if box_weight is None:
+        box_weight = 2.0 if quality else 50.0
     return Losses(classification + box_weight * box, classification, box)

@@ -91,8 +91,8 @@ class TrainSettings:
     warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises, at most a tenth of the run.", low=0)
     loss: str | None = setting(
         None,
-        "Loss: quality (each object has an IoU threshold of its own for its anchors, ATSS, whose scores learn the IoU "
-        "of their boxes, quality focal loss) or the paper's, focal; default: by the recipe, quality.",
+        "Loss: quality (each object has an IoU threshold of its own for its anchors, ATSS; scores learn the IoU of "
+        "their boxes, quality focal loss; boxes their GIoU) or the paper's, focal; default: by the recipe, quality.",
         choices=LOSSES,
     )
     clip: float = setting(10.0, "Largest global norm of the gradient.", low=0, above=True)

@@ -67,8 +67,8 @@ def train_step(
         anchors: float[A 4] of the images' size; the model's when None.
         optimizer: whose moments the state holds.
         clip: largest global norm of the gradient.
-        quality: whether each object has a threshold of its own for its anchors, and scores learn the IoU of their boxes
-            (`assign` with image_size, `detection_loss` with quality). Without, as in the paper.
+        quality: whether each object has a threshold of its own for its anchors, scores learn the IoU of their boxes and
+            boxes their GIoU (`assign` with image_size, `detection_loss` with quality). Without, as in the paper.
         ema_decay: of the averaged weights, 0 for none; less at first, min(ema_decay, (1 + step) / (10 + step)). The
             batch norms' momentum starts as high, or the first epochs would be validated with statistics of no image.
         frozen: names of modules whose parameters stay as they are, such as `early_stages(model)`.
