@@ -43,18 +43,17 @@ def plain_candidates(box, anchors, image_size, shapes):
     def centre(box):
         return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
-    looked_at, selective, first = [], set(), 0
+    looked_at, first = [], 0
     for rows, columns in feature_sizes(image_size):
         level = range(first, first + rows * columns * shapes)
         far = {a: math.dist(centre(anchors[a]), centre(box)) for a in level}
         ninth = sorted(far[a] for a in level[::shapes])[:9][-1]
         looked_at += [a for a in level if far[a] <= ninth + 1e-9]
-        selective |= {*level} if rows * columns > 9 else set()
         first = level.stop
     overlaps = [iou(box, anchors[a]) for a in looked_at]
     threshold = np.mean(overlaps) + np.std(overlaps)
     inside = [a for a in looked_at if all(box[i] < centre(anchors[a])[i] < box[i + 2] for i in (0, 1))]
-    taking = {a for a in inside if a in selective and iou(box, anchors[a]) >= threshold}
+    taking = {a for a in inside if iou(box, anchors[a]) >= threshold}
     return taking, looked_at, min(abs(x - threshold) for x in overlaps)
 
 

@@ -56,9 +56,9 @@ def assign(
     if image_size is None:
         candidates = overlap >= iou_threshold
     else:
-        near, possible = nearest_cells(objects, anchors, image_size=image_size)
+        near, inside = nearest_cells(objects, anchors, image_size=image_size)
         cells = at_least_float32(overlap).unflatten(1, (near.shape[1], -1)).where(near[..., None], 0)
-        overlap, candidates = cells.flatten(1), adaptive_candidates(cells, near, possible).flatten(1)
+        overlap, candidates = cells.flatten(1), adaptive_candidates(cells, near, inside).flatten(1)
     ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
     return match_anchors(overlap, candidates, ignored, objects, labels, anchors)
 
@@ -66,10 +66,7 @@ def assign(
 def nearest_cells(
     boxes: Tensor, anchors: Tensor, *, image_size: tuple[int, int], cells: int = 9
 ) -> tuple[Tensor, Tensor]:
-    """Find of each level the cells whose centres are nearest to an object's, ties included; and those that may take it.
-
-    Those are the near ones whose centres lie in the object, of levels with more than `cells`: of a smaller one, as the
-    last of a crop, all would be near, and its few, large anchors would learn to find an object anywhere.
+    """Find of each level the cells whose centres are nearest to an object's, ties included; and the cells inside it.
 
     float[M 4], float[A 4], the `anchors` of an image of (height, width) -> bool[M C], bool[M C], of all C cells.
     """
@@ -79,19 +76,18 @@ def nearest_cells(
     levels = (centres - (low / 2 + high / 2)).square().sum(-1).split(counts, 1)
     farthest = [level.topk(min(cells, level.shape[1]), largest=False).values[:, -1:] for level in levels]
     near = torch.cat([level <= far for level, far in zip(levels, farthest, strict=True)], 1)
-    selective = torch.arange(near.shape[1], device=near.device) < sum(count for count in counts if count > cells)
-    return near, near & selective & ((centres > low) & (centres < high)).all(-1)
+    return near, ((centres > low) & (centres < high)).all(-1)
 
 
-def adaptive_candidates(overlap: Tensor, near: Tensor, possible: Tensor) -> Tensor:
+def adaptive_candidates(overlap: Tensor, near: Tensor, inside: Tensor) -> Tensor:
     """Choose the anchors that may take each object, by a threshold of its own. -> bool[M C S], of S anchors a cell.
 
-    They are those in the possible cells whose IoU with it is at least the mean of the IoUs in the nearest cells plus
-    their standard deviation.
+    They are those in the `nearest_cells` whose centres lie in the object, and whose IoU with it is at least the mean of
+    the IoUs in the nearest cells plus their standard deviation.
 
     Args:
         overlap: float[M C S], the IoUs, 0 elsewhere than in the nearest cells.
-        near, possible: bool[M C], of `nearest_cells`.
+        near, inside: bool[M C], of `nearest_cells`.
 
     Reference: Zhang et al., Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
     Sample Selection (ATSS), section 4.1.
@@ -99,7 +95,7 @@ def adaptive_candidates(overlap: Tensor, near: Tensor, possible: Tensor) -> Tens
     count = overlap.shape[2] * near.sum(1)
     mean, square = overlap.sum((1, 2)) / count, overlap.square().sum((1, 2)) / count
     threshold = mean + (square - mean.square()).clamp(min=0).sqrt()
-    return possible[..., None] & (overlap >= threshold[:, None, None])
+    return (near & inside)[..., None] & (overlap >= threshold[:, None, None])
 
 
 def match_anchors(

@@ -265,12 +265,12 @@ def assign_batch(
     result = []
     for box, label in zip(boxes, labels, strict=True):
         objects = at_least_float32(box.where((label >= 0)[:, None], 0))
-        near, possible = nearest_cells(objects, anchors, image_size=image_size)
+        near, inside = nearest_cells(objects, anchors, image_size=image_size)
         row, cell = near.nonzero().unbind(1)
         cells = at_least_float32(anchors).unflatten(0, (near.shape[1], -1))
         overlap = cells.new_zeros(len(objects), *cells.shape[:2])
         overlap[row, cell] = iou(objects[row, None], cells[cell])[:, 0]
-        candidates = adaptive_candidates(overlap, near, possible).flatten(1)
+        candidates = adaptive_candidates(overlap, near, inside).flatten(1)
         ignored = (intersection(box[label == IGNORE], anchors) > 0.5 * area(anchors)).any(0)
         result.append(match_anchors(overlap.flatten(1), candidates, ignored, objects, label, anchors))
     return Targets(*map(torch.stack, zip(*result, strict=True)))
