@@ -120,7 +120,7 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def delta_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute IoU and generalized IoU of boxes encoded relative to one anchor, pair by pair; whichever it is.
+    """Compute IoU and generalized IoU of boxes encoded relative to one anchor, pair by pair, of any anchor.
 
     float[... 4], float[... 4], deltas of `encode` -> float[...] in [0, 1], float[...] in [-1, 1], float32 at least.
 
