@@ -34,12 +34,20 @@ def test_the_pipeline_finds_what_the_detector_finds(weights: Weights) -> None:
     image = sample_image(None, SIZE)
     expected = Detector(weights)(image, **LOW)
     assert len(expected) == 12
-    found = Pipeline(weights, candidates=5000, **LOW)(torch.from_numpy(np.stack([image, image])))
+    found = Pipeline(weights, candidates=5000, cell_anchors=1, **LOW)(torch.from_numpy(np.stack([image, image])))
     assert [tuple(field.shape) for field in found] == [(2, 12, 4), (2, 12), (2, 12)]
     for i in range(2):
         torch.testing.assert_close(found[0][i], expected.boxes, rtol=0, atol=1e-3)
         torch.testing.assert_close(found[1][i], expected.scores, rtol=1e-4, atol=0)
         assert torch.equal(found[2][i], expected.labels)
+
+
+def test_the_best_anchor_of_a_cell_is_its_candidate(weights: Weights) -> None:
+    images = torch.from_numpy(sample_image(None, SIZE))[None]
+    settings: dict[str, Any] = {"score_threshold": 0.0, "max_detections": 500, "box_voting_iou": None}
+    pipeline = Pipeline(weights, **settings)
+    assert (pipeline(images)[2] >= 0).sum() == 129 * len(CLASSES)  # 8x12 + 4x6 + 2x3 + 1x2 + 1 cells
+    assert pipeline.suppression["cell_anchors"] == 9
 
 
 @pytest.mark.parametrize("size", [SIZE, (90, 100), (40, 90), (375, 1242), (3, 500)])

@@ -81,6 +81,22 @@ def slowly(logits, deltas, *, score_threshold, candidates, max_detections, scale
     return kept[:max_detections]
 
 
+@pytest.mark.parametrize("fixed_shape", [False, True])
+def test_of_a_cell_only_the_best_anchor_of_each_class_is_a_candidate(fixed_shape):
+    outputs = random_outputs(3)
+    cells = outputs.logits.unflatten(1, (-1, 3))
+    alone = Outputs(cells.where(cells == cells.amax(2, keepdim=True), -30.0).flatten(1, 2), outputs.deltas)
+    settings_ = {"candidates": 40, "score_threshold": 1e-6, "fixed_shape": fixed_shape}
+    found, expected = (
+        detect_padded(outputs, ANCHORS, cell_anchors=3, **settings_),
+        detect_padded(alone, ANCHORS, **settings_),
+    )
+    assert (found.labels >= 0).sum() > 60
+    for field, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(field, other)
+    assert not torch.equal(found.scores, detect_padded(outputs, ANCHORS, **settings_).scores)
+
+
 @given(
     seed=st.integers(0, 999),
     candidates=st.sampled_from([1, 20, 60]),

@@ -75,6 +75,7 @@ def detect_padded(
     sizes: Tensor | None = None,
     scales: Tensor | None = None,
     score_threshold: float = 0.01,
+    cell_anchors: int = 1,
     candidates: int = 5000,
     max_detections: int = 100,
     method: str = "soft",
@@ -91,6 +92,7 @@ def detect_padded(
         anchors: float[A 4], xyxy input pixels.
         sizes: int[B 2] or [1 2], (height, width) of the original images, to which boxes are clipped; none are without.
         scales: float[B] or [1], input pixels per original pixel; 1 without.
+        cell_anchors: of so many anchors in a row, those of a cell, only the best of each class is a candidate.
         method: "soft" for the Gaussian NMS of the published AP, "hard" for greedy NMS with `iou_threshold`.
         box_voting_iou: of `tinydet.ops.nms.box_voting`; None leaves the boxes as suppression kept them.
         fixed_shape: use operations only whose shapes do not depend on values, as export must, and a GPU, which would
@@ -105,7 +107,12 @@ def detect_padded(
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in outputs)
-    logit, row, labels = top_candidates(logits, candidates)
+    if cell_anchors == 1:
+        logit, row, labels = top_candidates(logits, candidates)
+    else:
+        logits, best = logits.unflatten(1, (-1, cell_anchors)).max(2)  # [B C K]
+        logit, cell, labels = top_candidates(logits, candidates)
+        row = cell * cell_anchors + best.flatten(1).gather(1, cell * best.shape[2] + labels)
     # Of all: the last bit of a sigmoid depends on how many there are, which the threshold must not decide.
     scores = logit.sigmoid()
     scores = scores.where(scores >= score_threshold, 0)
