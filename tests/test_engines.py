@@ -25,6 +25,7 @@ onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 CLASSES, SIZE = ("Car", "Pedestrian"), (64, 96)
 LOW: dict[str, Any] = {"score_threshold": 0.02, "max_detections": 12}
+ALL: dict[str, Any] = {"cell_anchors": 1, **LOW}  # every anchor competes, as in PyTorch
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def weights() -> Weights:
 @pytest.fixture(scope="module")
 def path(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "a.onnx"
-    difference = export_model(weights, path, format="onnx", image=sample_image(None, (80, 90)), **LOW)
+    difference = export_model(weights, path, format="onnx", image=sample_image(None, (80, 90)), **ALL)
     assert difference is not None
     assert difference.objects > 15
     assert difference.scores < 1e-4
@@ -45,7 +46,7 @@ def path(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_runs_alone_on_any_images(weights: Weights, path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["a.onnx"]
-    session, pipeline = onnxruntime.InferenceSession(path), Pipeline(weights, **LOW)
+    session, pipeline = onnxruntime.InferenceSession(path), Pipeline(weights, **ALL)
     for batch, size in ((5, (80, 90)), (1, SIZE), (2, (300, 41))):
         images = np.stack([sample_image(None, size)] * batch)
         boxes, scores, labels = session.run(["boxes", "scores", "labels"], {"images": images})
