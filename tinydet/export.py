@@ -68,8 +68,7 @@ class Pipeline(nn.Module):
     def __init__(self, weights: Weights, **settings: Any) -> None:
         super().__init__()
         self.config = weights.config
-        cell_anchors = self.config.octaves * len(self.config.aspects)
-        self.suppression = {**SETTINGS, "cell_anchors": cell_anchors, **settings}
+        self.suppression = {**SETTINGS, "cell_anchors": self.config.num_anchors, **settings}
         self.network = folded_model(self.config)
         folded = fold_batch_norm(Variables(weights.params, weights.buffers), self.config)
         # Training leaves kernels in an order of memory that torch.export.save takes for a part of something.

@@ -66,6 +66,11 @@ class ModelConfig:
             raise InputError("aspects must be at least one (width, height)")
 
     @property
+    def num_anchors(self) -> int:
+        """Count the anchors of a cell."""
+        return self.octaves * len(self.aspects)
+
+    @property
     def pad_value(self) -> tuple[int, int, int]:
         """Round the mean to the RGB in 0 .. 255 that images are padded with."""
         red, green, blue = (round(255 * mean) for mean in self.mean)

@@ -37,7 +37,7 @@ class EfficientDet(nn.Module):
         )
         channels = self.backbone.out_channels
         self.bifpn = BiFPN(c.num_channels, c.fpn_repeats, channels, fusion=c.fusion, padding=c.padding, **shared)
-        shared["num_anchors"] = c.octaves * len(c.aspects)
+        shared["num_anchors"] = c.num_anchors
         self.class_net = ClassNet(c.num_channels, c.head_repeats, len(c.classes), **shared)
         self.box_net = BoxNet(c.num_channels, c.head_repeats, **shared)
 

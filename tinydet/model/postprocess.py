@@ -107,12 +107,7 @@ def detect_padded(
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     logits, deltas = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in outputs)
-    if cell_anchors == 1:
-        logit, row, labels = top_candidates(logits, candidates)
-    else:
-        logits, best = logits.unflatten(1, (-1, cell_anchors)).max(2)  # [B C K]
-        logit, cell, labels = top_candidates(logits, candidates)
-        row = cell * cell_anchors + best.flatten(1).gather(1, cell * best.shape[2] + labels)
+    logit, row, labels = top_candidates(logits, candidates, cell_anchors=cell_anchors)
     # Of all: the last bit of a sigmoid depends on how many there are, which the threshold must not decide.
     scores = logit.sigmoid()
     scores = scores.where(scores >= score_threshold, 0)
@@ -151,14 +146,20 @@ def detect_padded(
     return result
 
 
-def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def top_candidates(logits: Tensor, count: int, *, cell_anchors: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Find the best pairs of anchor and class: float[B A K] -> logit, anchor, class of each, [B P], best first.
+
+    Of each `cell_anchors` anchors in a row only the best of a class is in a pair.
 
     The same as `logits.flatten(1).topk(count)` without sorting them all. A pair can only be among the best in one of
     the `count` best anchors, by their best classes: there are `count` better pairs otherwise. So it is with groups of
     classes at these anchors. Of those few all pairs are sorted.
     """
     classes = logits.shape[2]
+    if cell_anchors > 1:
+        logits, best = logits.unflatten(1, (-1, cell_anchors)).max(2)  # [B C K]
+        logit, cell, label = top_candidates(logits, count)
+        return logit, cell * cell_anchors + best.flatten(1).gather(1, cell * classes + label), label
     width = max((n for n in range(4, 11) if classes % n == 0), default=min(classes, 8))  # without a rest, if it can be
     anchor, logits = _best_rows(logits, count)
     groups = F.pad(logits, (0, -classes % width), value=-torch.inf).unflatten(2, (-1, width))  # [B R G width]
