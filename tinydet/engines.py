@@ -72,7 +72,7 @@ class TorchEngine:
         outputs = self.network(batch)
         if labels is not None:
             outputs = outputs._replace(logits=outputs.logits[..., labels.to(self.device)])
-        anchors = model_anchors(self.config, (batch.images.shape[2], batch.images.shape[3]), device=self.device)
+        anchors = model_anchors(self.config, batch.input_size, device=self.device)
         frame: Any = {"sizes": batch.sizes, "scales": batch.scales, "names": batch.names}
         found = [one.cpu() for one in detect(outputs, anchors, method=method or "soft", **frame, **limits)]
         return found if labels is None else [one._replace(labels=labels[one.labels]) for one in found]

@@ -68,10 +68,11 @@ def validate(
             continue
         check_labels(batch.labels, classes=len(config.classes))
         batch = batch.to(device)
-        size = batch.images.shape[-2], batch.images.shape[-1]
-        anchors = model_anchors(config, size, device=device)
+        anchors = model_anchors(config, batch.input_size, device=device)
         outputs = infer(normalize(batch.images, mean=config.mean, std=config.std))
-        targets = assign_batch(batch.boxes, batch.labels, anchors, image_size=size if quality else None)
+        targets = assign_batch(
+            batch.boxes, batch.labels, anchors, image_size=batch.input_size if quality else None, levels=config.levels
+        )
         losses = detection_loss(*outputs, targets.labels, targets.deltas, quality=quality)
         sums.append(torch.stack(losses).cpu().double() * len(batch.images))
         try:

@@ -214,8 +214,9 @@ def test_max_anchor_iou(seed, count, image_size, scale):
     rows=st.integers(0, 8),
     whole=st.booleans(),
     image_size=st.sampled_from([(32, 48), (47, 33), (200, 64)]),
+    last=st.integers(6, 8),
 )
-def test_assign_batch(seed, rows, whole, image_size):
+def test_assign_batch(seed, rows, whole, image_size, last):
     """Whole-number boxes for ties; some empty, inverted, duplicate, far away; padding that is no number."""
     rng = np.random.default_rng(seed)
     corner, side = rng.uniform(-12, 50, (3, rows, 2)), rng.uniform(-4, 40, (3, rows, 2))
@@ -225,8 +226,9 @@ def test_assign_batch(seed, rows, whole, image_size):
     if rows > 2:
         boxes[:, 2], boxes[1, 0] = boxes[:, 0], 1000
     boxes[labels == BACKGROUND] = torch.nan
-    set_of_anchors = anchors(image_size, octaves=2, dtype=torch.float64)
-    result = kernels.assign_batch(boxes, labels, set_of_anchors, image_size=image_size)
+    where = {"image_size": image_size, "levels": range(3, last + 1)}
+    set_of_anchors = anchors(**where, octaves=2, dtype=torch.float64)
+    result = kernels.assign_batch(boxes, labels, set_of_anchors, **where)
     for i, (b, k) in enumerate(zip(boxes, labels, strict=True)):
-        expected = assign(b, k, set_of_anchors, image_size=image_size)
+        expected = assign(b, k, set_of_anchors, **where)
         assert all(torch.equal(x[i], y) for x, y in zip(result, expected, strict=True))

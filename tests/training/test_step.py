@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.checkpoints import assert_same
 from tinydet.data.loader import Batch
 from tinydet.errors import InputError
+from tinydet.evaluation import validate
 from tinydet.labels import BACKGROUND, IGNORE
 from tinydet.model.backbone import MBConv
 from tinydet.model.config import model_config
@@ -454,6 +455,20 @@ def test_positives_are_counted_by_class(quality: bool) -> None:
     labels = assign_batch(batch.boxes, batch.labels, ANCHORS, image_size=size).labels
     assert metrics.positives.tolist() == [int((labels == label).sum()) for label in range(2)]
     assert min(metrics.positives.tolist()) > 0
+
+
+@pytest.mark.parametrize("last", [6, 8])
+def test_a_model_may_have_other_levels(last: int) -> None:
+    """As d7x has one more: its positives are those of its own anchors, in a step and in validation."""
+    levels = tuple(range(3, last + 1))
+    config, batch = dataclasses.replace(CONFIG, levels=levels, stochastic_depth=0.0), batch_of(0)
+    torch.manual_seed(0)
+    state = initial_state(params_and_buffers(EfficientDet(config)), optimizer=SGD_PLAIN)
+    _, metrics = train_step(state, batch, model=meta_model(config), lr=0.0, optimizer=SGD_PLAIN)
+    where: Any = {"image_size": config.image_size, "levels": levels}
+    labels = assign_batch(batch.boxes, batch.labels, model_anchors(config), **where).labels
+    assert metrics.positives.tolist() == [int((labels == label).sum()) for label in range(2)]
+    assert validate(state.ema, iter([batch]), config=config).losses.total.isfinite()
 
 
 # Half precision

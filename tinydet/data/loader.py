@@ -47,6 +47,11 @@ class Batch(NamedTuple):
     sizes: Tensor  # int64[B 2], (height, width) of the original images
     names: list[str]
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[2], self.images.shape[3]
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copy its tensors to a device, while that works on what came before."""
         images, boxes, labels, scales, sizes = (tensor.to(device, non_blocking=True) for tensor in self[:5])

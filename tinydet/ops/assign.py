@@ -1,5 +1,6 @@
 """Assignment: the targets of each anchor, given the ground truth of an image."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinydet.labels import BACKGROUND, IGNORE
-from tinydet.ops.anchors import feature_sizes
+from tinydet.ops.anchors import LEVELS, feature_sizes
 from tinydet.ops.boxes import SMALLEST_UNION, area, at_least_float32, encode, intersection, xyxy_to_cxcywh
 
 
@@ -26,6 +27,7 @@ def assign(
     *,
     iou_threshold: float = 0.5,
     image_size: tuple[int, int] | None = None,
+    levels: Sequence[int] = LEVELS,
 ) -> Targets:
     """Assign the ground truth of one image to its anchors.
 
@@ -40,7 +42,7 @@ def assign(
         labels: int64[M]; rows labelled IGNORE are ignore regions, rows labelled BACKGROUND are padding, which may be
             NaN.
         anchors: float[A 4], same frame.
-        image_size: (height, width) that they are the `anchors` of.
+        image_size, levels: (height, width) and the pyramid's levels that they are the `anchors` of.
 
     Returns:
         Targets of the A anchors.
@@ -56,7 +58,7 @@ def assign(
     if image_size is None:
         candidates = overlap >= iou_threshold
     else:
-        near, inside = nearest_cells(objects, anchors, image_size=image_size)
+        near, inside = nearest_cells(objects, anchors, image_size=image_size, levels=levels)
         cells = at_least_float32(overlap).unflatten(1, (near.shape[1], -1)).where(near[..., None], 0)
         overlap, candidates = cells.flatten(1), adaptive_candidates(cells, near, inside).flatten(1)
     ignored = (shared > 0.5 * anchor_area).logical_and((labels == IGNORE)[:, None]).any(0)
@@ -64,18 +66,18 @@ def assign(
 
 
 def nearest_cells(
-    boxes: Tensor, anchors: Tensor, *, image_size: tuple[int, int], cells: int = 9
+    boxes: Tensor, anchors: Tensor, *, image_size: tuple[int, int], levels: Sequence[int] = LEVELS, cells: int = 9
 ) -> tuple[Tensor, Tensor]:
     """Find of each level the cells whose centres are nearest to an object's, ties included; and the cells inside it.
 
     float[M 4], float[A 4], the `anchors` of an image of (height, width) -> bool[M C], bool[M C], of all C cells.
     """
-    counts = [rows * columns for rows, columns in feature_sizes(image_size)]
+    counts = [rows * columns for rows, columns in feature_sizes(image_size, levels=levels)]
     centres = xyxy_to_cxcywh(at_least_float32(anchors[:: len(anchors) // sum(counts)]))[:, :2]
     low, high = at_least_float32(boxes)[:, None].split(2, -1)  # [M 1 2]
-    levels = (centres - (low / 2 + high / 2)).square().sum(-1).split(counts, 1)
-    farthest = [level.topk(min(cells, level.shape[1]), largest=False).values[:, -1:] for level in levels]
-    near = torch.cat([level <= far for level, far in zip(levels, farthest, strict=True)], 1)
+    distances = (centres - (low / 2 + high / 2)).square().sum(-1).split(counts, 1)  # squared
+    farthest = [level.topk(min(cells, level.shape[1]), largest=False).values[:, -1:] for level in distances]
+    near = torch.cat([level <= far for level, far in zip(distances, farthest, strict=True)], 1)
     return near, ((centres > low) & (centres < high)).all(-1)
 
 

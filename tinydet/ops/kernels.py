@@ -254,18 +254,24 @@ def max_anchor_iou(
 
 
 def assign_batch(
-    boxes: Tensor, labels: Tensor, anchors: Tensor, *, image_size: tuple[int, int] | None = None, **settings: Any
+    boxes: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    *,
+    image_size: tuple[int, int] | None = None,
+    levels: Sequence[int] = LEVELS,
+    **settings: Any,
 ) -> Targets:
     """Assign a batch, computing IoUs in the nearest cells alone: on CPU, with `image_size`, in half the time.
 
     Shapes depend on values, which torch.func cannot follow, and a GPU would have to wait.
     """
     if image_size is None or not _on_cpu(boxes) or not boxes.numel():
-        return _assign_batch(boxes, labels, anchors, image_size=image_size, **settings)
+        return _assign_batch(boxes, labels, anchors, image_size=image_size, levels=levels, **settings)
     result = []
     for box, label in zip(boxes, labels, strict=True):
         objects = at_least_float32(box.where((label >= 0)[:, None], 0))
-        near, inside = nearest_cells(objects, anchors, image_size=image_size)
+        near, inside = nearest_cells(objects, anchors, image_size=image_size, levels=levels)
         row, cell = near.nonzero().unbind(1)
         cells = at_least_float32(anchors).unflatten(0, (near.shape[1], -1))
         overlap = cells.new_zeros(len(objects), *cells.shape[:2])

@@ -20,7 +20,6 @@ from tinydet.model.config import ModelConfig, model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
 from tinydet.model.fold import check_compiler
 from tinydet.model.functional import digest
-from tinydet.model.postprocess import model_anchors
 from tinydet.reading import check_field
 from tinydet.training.choices import (
     check_batch_norms,
@@ -161,7 +160,6 @@ def start_run(
     if settings.augment is not None:
         own_transforms(settings.augment, size=crop)
     step = build_step(settings, meta_model(config), frozen=frozen, device=device)
-    step = partial(step, anchors=model_anchors(config, crop, device=device))
     if settings.batch_size is None:
         check_batch_norms(config, crop, evaluated=evaluated, images=1)
         most = len(train_set) // (8 * settings.grad_accumulation * world.size)  # eight steps an epoch

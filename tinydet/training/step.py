@@ -92,10 +92,11 @@ def train_step(
         FloatingPointError: the loss or its gradient is not finite: names the step, the terms and the images.
     """
     config, ramp = model.config, (1 + state.step) / (10 + state.step)
-    size = batch.images.shape[-2], batch.images.shape[-1]
     if anchors is None:
-        anchors = model_anchors(config, size, device=batch.images.device)
-    targets = assign_batch(batch.boxes, batch.labels, anchors, image_size=size if quality else None)
+        anchors = model_anchors(config, batch.input_size, device=batch.images.device)
+    targets = assign_batch(
+        batch.boxes, batch.labels, anchors, image_size=batch.input_size if quality else None, levels=config.levels
+    )
     numbers = targets.labels.flatten().clamp(-1, len(config.classes)) + 1  # with no object first, no class last
     _, positives, unknown = (
         torch.zeros(len(config.classes) + 2, dtype=torch.int64, device=numbers.device)
