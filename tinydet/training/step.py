@@ -43,7 +43,6 @@ def train_step(
     *,
     model: EfficientDet,
     lr: float,
-    anchors: Tensor | None = None,
     optimizer: Optimizer = ADAMW,
     clip: float = 10.0,
     quality: bool = True,
@@ -64,7 +63,6 @@ def train_step(
         batch: on the device of the state.
         model: the module, on any device; its own weights are not read.
         lr: learning rate of this step.
-        anchors: float[A 4] of the images' size; the model's when None.
         optimizer: whose moments the state holds.
         clip: largest global norm of the gradient.
         quality: whether each object has a threshold of its own for its anchors, scores learn the IoU of their boxes and
@@ -92,8 +90,7 @@ def train_step(
         FloatingPointError: the loss or its gradient is not finite: names the step, the terms and the images.
     """
     config, ramp = model.config, (1 + state.step) / (10 + state.step)
-    if anchors is None:
-        anchors = model_anchors(config, batch.input_size, device=batch.images.device)
+    anchors = model_anchors(config, batch.input_size, device=batch.images.device)
     targets = assign_batch(
         batch.boxes, batch.labels, anchors, image_size=batch.input_size if quality else None, levels=config.levels
     )
