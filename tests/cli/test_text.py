@@ -153,7 +153,7 @@ def test_the_header_describes_the_run() -> None:
     assert [line[10:] for line in lines] == [
         "lite0, 2 classes",
         "a.pth (effdet): 2 tensors loaded, 1 partially, 1 missing, 3 unexpected; class rows kept: Car from car",
-        "256x896, trained on crops of 256x448, anchor scale 2.5",
+        "256x896, trained on crops of 256x448, anchors of P3 to P7 at scale 2.5",
         "recall at IoU .5: Car 99%, Tram 50% of the training objects",
         "KITTI: 7 train images",
         "3 val images",
@@ -176,7 +176,7 @@ def test_the_header_describes_the_settings() -> None:
     several = run_header(started(0, grad_accumulation=2, processes=3, sync_bn="on"))
     assert "batch     4 x 2 x 3 processes = 24, 12 steps an epoch, batch norms see all of it\n" in several
     assert "device    cpu, float32, 3 processes\n" in several
-    assert "input     256x896, anchor scale 2.5\n" in header
+    assert "input     256x896, anchors of P3 to P7 at scale 2.5\n" in header
     assert "images    scale jitter 0.1 to 2, flips, colour jitter\n" in header
     whole = run_header(started(0, crop=(256, 896), freeze="none"))
     assert "images    scale jitter 0.6 to 1.2, flips, colour jitter\n" in whole

@@ -189,11 +189,12 @@ def test_layer_turns_five_into_five():
     assert [o.shape for o in layer(maps)] == [m.shape for m in maps]
 
 
-@pytest.mark.parametrize("levels", [4, 6])
+@pytest.mark.parametrize("levels", [3, 4, 6])
 def test_other_heights(levels):
     bifpn = BiFPN(8, 2, [4, 5, 6], levels=levels).eval()
     out = bifpn([torch.randn(1, c, s, s) for c, s in [(4, 40), (5, 20), (6, 10)]])
     assert [o.shape[-1] for o in out] == [40, 20, 10, 5, 3, 2][:levels]
+    assert hasattr(bifpn, "top") == (levels > 3)
 
 
 @pytest.mark.parametrize("count", [4, 6])

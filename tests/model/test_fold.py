@@ -32,6 +32,7 @@ def weights_of(config: ModelConfig) -> Variables:
         ("lite0", {"classes": ("a",)}),
         ("d0-symmetric", {"num_channels": 8, "head_repeats": 1}),
         ("d7x", {"backbone": "b0", "num_channels": 8, "fpn_repeats": 2, "head_repeats": 2}),
+        ("lite0", {"num_channels": 8, "fpn_repeats": 2, "levels": (3, 4, 5)}),
     ],
 )
 def test_the_folded_model_has_the_same_outputs(name: str, changes: dict) -> None:

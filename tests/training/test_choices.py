@@ -1,12 +1,14 @@
 """The data and the device decide what the settings of a run leave open."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tinydet.data.dataset import DetectionDataset, Frame
 from tinydet.errors import InputError
 from tinydet.model.config import model_config
 from tinydet.model.efficientdet import EfficientDet, meta_model
@@ -14,6 +16,7 @@ from tinydet.model.functional import params_and_buffers
 from tinydet.training.choices import (
     check_batch_norms,
     choose_crop_size,
+    choose_levels,
     choose_precision,
     frozen_modules,
     resolve_config,
@@ -88,6 +91,31 @@ def test_a_step_sees_crops_of_wide_images(
     size: tuple[int, int], changes: dict[str, Any], crop: tuple[int, int]
 ) -> None:
     assert choose_crop_size(TrainSettings("kitti", **changes), model_config("lite0", image_size=size)) == crop
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "large", "levels"),
+    [
+        ((320, 1088), {}, 1, 3),
+        ((320, 1088), {}, 2, 5),  # of ten objects, which have anchors of P6 alone
+        ((320, 640), {}, 1, 5),
+        ((320, 641), {}, 1, 3),
+        ((512, 512), {"crop": (256, 257)}, 0, 5),
+        ((512, 512), {"crop": (512, 256)}, 0, 3),
+        ((320, 1088), {"recipe": "paper"}, 0, 5),
+        ((320, 1088), {"overfit": 4}, 0, 5),
+    ],
+)
+def test_a_new_pyramid_has_the_levels_that_crops_can_teach(
+    size: tuple[int, int], changes: dict[str, Any], large: int, levels: int
+) -> None:
+    boxes = [np.array([[10, 10, 10 + side, 10 + side]], np.float32) for side in [64] * (10 - large) + [300] * large]
+    frames = [Frame("a", Path("a.png"), size, box, np.array([0])) for box in boxes]
+    dataset, settings = DetectionDataset(frames, classes=("Car",)), TrainSettings("kitti", **changes)
+    config = model_config("lite0", image_size=size, classes=("Car",))
+    fewer = dataclasses.replace(config, levels=(3, 4, 5, 6, 7)[:levels])
+    assert choose_levels(settings, dataset, config, detector=False) == fewer
+    assert choose_levels(settings, dataset, config, detector=True) == config
 
 
 # Freezing, batch norms, precision

@@ -148,7 +148,7 @@ def run_header(started: Started) -> str:
     lines = {
         "model": f"{config.name}, {len(config.classes)} classes" + (f", weights of epoch {done}" if done else ""),
         "start": weights_summary(run.report) if run.report else run.weights,
-        "input": ", ".join([*size, f"anchor scale {config.anchor_scale:g}"]),
+        "input": ", ".join([*size, f"anchors of P3 to P{config.levels[-1]} at scale {config.anchor_scale:g}"]),
         "anchors": f"recall at IoU .5: {recall} of the training objects",
         "data": f"{run.train_set.kind}: {run.train_set.split_note}",
         "": run.val_set.split_note,

@@ -130,7 +130,8 @@ class BiFPNLayer(nn.Module):
 class BiFPN(nn.Module):
     """Repeated layers: `BiFPN(64, 3, [40, 112, 320])` of P3 .. P5 to P3 .. P7.
 
-    P6 is a lateral convolution of P5, then max-pooled; P7 and on are P6 max-pooled. Settings are those of `BiFPNLayer`.
+    P6 is a lateral convolution of P5, then max-pooled; P7 and on are P6 max-pooled; with `levels` 3 there is neither.
+    Settings are those of `BiFPNLayer`.
     """
 
     def __init__(
@@ -139,15 +140,17 @@ class BiFPN(nn.Module):
         super().__init__()
         first = BiFPNLayer(num_channels, in_channels=backbone_out_channels, **settings)
         self.levels, self.padding = first.levels, first.padding
-        self.top = Lateral(backbone_out_channels[-1], num_channels, bias=settings.get("bias", True))
+        if self.levels > len(backbone_out_channels):
+            self.top = Lateral(backbone_out_channels[-1], num_channels, bias=settings.get("bias", True))
         self.layers = nn.ModuleList([first, *(BiFPNLayer(num_channels, **settings) for _ in range(num_repeats - 1))])
         initialise(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """P3, P4, P5: float[B C_l H_l W_l] -> P3 .. P7: float[B C H_l W_l]."""
-        pyramid = [*features, downsample(self.top(features[-1]), padding=self.padding)]
+        pyramid = list(features)
         while len(pyramid) < self.levels:
-            pyramid.append(downsample(pyramid[-1], padding=self.padding))
+            last = self.top(pyramid[-1]) if len(pyramid) == len(features) else pyramid[-1]
+            pyramid.append(downsample(last, padding=self.padding))
         for layer in self.layers:
             pyramid = layer(pyramid)
         return pyramid

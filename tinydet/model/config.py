@@ -60,8 +60,8 @@ class ModelConfig:
             check_name(name, kind="a class")
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise InputError(f"classes must be different names, at least one, got {quoted(self.classes)}")
-        if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 4:
-            raise InputError(f"levels must count up from 3 to at least 6, got {quoted(self.levels)}")
+        if self.levels != tuple(range(3, 3 + len(self.levels))) or len(self.levels) < 3:
+            raise InputError(f"levels must count up from 3 to at least 5, got {quoted(self.levels)}")
         if not self.aspects:
             raise InputError("aspects must be at least one (width, height)")
 

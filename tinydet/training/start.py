@@ -24,6 +24,7 @@ from tinydet.reading import check_field
 from tinydet.training.choices import (
     check_batch_norms,
     choose_crop_size,
+    choose_levels,
     choose_precision,
     evaluated_modules,
     frozen_modules,
@@ -37,7 +38,7 @@ from tinydet.training.schedule import Budget
 from tinydet.training.settings import TrainSettings
 from tinydet.training.state import State, initial_state, restore
 from tinydet.training.step import StepMetrics, identity, train_step
-from tinydet.weights.load import LoadReport, adapt_weights, load_weights
+from tinydet.weights.load import CLASS_HEAD, LoadReport, adapt_weights, load_weights
 
 MOST_IMAGES = 64  # of a batch that is sized by memory
 SMALL_BATCH = 8  # images, of fewer than which the batch norms of several processes see all
@@ -141,6 +142,7 @@ def start_run(
     else:
         weights = load_weights(settings.weights, model=settings.model, progress=progress)
         config = resolve_config(settings, train_set, base=weights.config)
+        config = choose_levels(settings, train_set, config, detector=CLASS_HEAD[0] in weights.params)
         variables, report = adapt_weights(weights, config, class_map=dict(settings.class_map), seed=settings.seed)
         frozen = frozen_modules(meta_model(config), str(settings.freeze), loaded=report.loaded)
         how: Any = {"frozen": frozen, "device": device, "loss_scale": FIRST_LOSS_SCALE if precision == "fp16" else 1.0}
