@@ -209,7 +209,7 @@ def time_image(detector: Detector, image: np.ndarray) -> list[float]:
     engine.network(batch)
     wait()
     network = time.perf_counter() - again
-    return [end - start, middle - start, network, end - middle - network]
+    return [end - start, middle - start, network, max(0.0, end - middle - network)]  # less than none on a busy machine
 
 
 def image_rate(detector: Detector, images: Sequence[np.ndarray], *, batch: int, seconds: float) -> float:
