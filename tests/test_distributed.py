@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.training.test_step import ANCHORS, CONFIG, SGD_PLAIN, Double, double, five_images, frozen_norms, initial
+from tests.training.test_step import CONFIG, SGD_PLAIN, Double, double, five_images, frozen_norms, initial
 from tests.worlds import ThreadWorld, in_threads
 from tinydet.data.images import Example
 from tinydet.data.loader import Batch, train_batches, val_batches
@@ -112,7 +112,7 @@ def test_values_of_the_first_process_are_those_of_all() -> None:
 def double_step(world: World, state: State, batch: Batch, *, synced: bool) -> Any:
     """Make a step in float64, of a model of its own, as threads need."""
     frozen = frozenset[str]() if synced else frozen_norms()
-    how: Any = {"lr": 1e-2, "anchors": ANCHORS, "optimizer": SGD_PLAIN, "clip": 1e9}
+    how: Any = {"lr": 1e-2, "optimizer": SGD_PLAIN, "clip": 1e9}
     how |= {"frozen": frozen, "evaluated": frozen}
     all_reduce = world.all_reduce if synced and world.size > 1 else None
     return train_step(state, batch, model=Double(CONFIG).to("meta"), reduce=world.sum, all_reduce=all_reduce, **how)
@@ -149,7 +149,7 @@ def test_batch_norms_of_their_own_average_the_statistics() -> None:
 
     def step(world: World, part: Batch) -> dict[str, Tensor]:
         model = Double(CONFIG).to("meta")
-        how: Any = {"lr": 0.0, "anchors": ANCHORS, "optimizer": SGD_PLAIN, "reduce": world.sum}
+        how: Any = {"lr": 0.0, "optimizer": SGD_PLAIN, "reduce": world.sum}
         return train_step(begin, part, model=model, **how)[0].buffers
 
     begin = double(initial(step=30))

@@ -99,8 +99,9 @@ def compare(weights: str) -> float:
     loaded, summed = load_weights(weights, model=None), Params()
     config, variables = loaded.config, Variables(loaded.params, loaded.buffers)
     whole = random_batch(3, config.image_size, torch.device("cpu"))._replace(names=["a", "b", "c"])
-    anchors, model = model_anchors(config, config.image_size), EfficientDet(config)
-    targets = assign_batch(whole.boxes, whole.labels, anchors, image_size=config.image_size)
+    anchors, model = model_anchors(config), EfficientDet(config)
+    where: Any = {"image_size": config.image_size, "levels": config.levels}
+    targets = assign_batch(whole.boxes, whole.labels, anchors, **where)
     positives = (targets.labels >= 0).sum()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "compare"
     with launched_world() as world:
@@ -115,7 +116,7 @@ def compare(weights: str) -> float:
             return summed
 
         state = initial_state(variables, optimizer=adamw(), frozen=frozen)
-        how: Any = {"lr": 0.1, "anchors": anchors, "frozen": frozen, "evaluated": frozen, "reduce": reduce}
+        how: Any = {"lr": 0.1, "frozen": frozen, "evaluated": frozen, "reduce": reduce}
         train_step(state, part, model=EfficientDet(config), **how)
 
         model.load_state_dict({**variables.params, **variables.buffers})
