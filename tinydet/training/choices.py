@@ -17,7 +17,7 @@ from tinydet.ops.anchors import feature_sizes
 from tinydet.training.autosize import anchor_recall, best_input, compare_inputs
 from tinydet.training.settings import EARLY, WIDE, TrainSettings
 
-COVERED = 0.9  # of the objects that all anchors cover, those that must be left for levels to go
+COVERED = 0.9  # least share of the anchor recall that must be left for levels to go
 
 
 def resolve_config(settings: TrainSettings, dataset: DetectionDataset, *, base: ModelConfig) -> ModelConfig:
@@ -73,8 +73,8 @@ def choose_levels(
     fewer = dataclasses.replace(config, levels=config.levels[:3])
     if detector or 2 * choose_crop_size(settings, config)[1] > config.image_size[1]:
         return config
-    all_, left = (anchor_recall(dataset, one).mean for one in (config, fewer))
-    return config if left < COVERED * all_ else fewer
+    recall, left = (anchor_recall(dataset, one).mean for one in (config, fewer))
+    return config if left < COVERED * recall else fewer
 
 
 def check_batch_norms(config: ModelConfig, crop: tuple[int, int], *, evaluated: Collection[str], images: int) -> None:
