@@ -63,7 +63,7 @@ def choose_levels(
     """Leave a model P3 to P5 where a step sees half the width of an input or less, and these cover its objects.
 
     A crop has so few cells of P6 and P7 that their anchors learn little of what whole images show. On KITTI the others
-    alone were worth 1.9 points (95%: .1 to 3.7), and a sixth of the images with large cars that are not there were left;
+    alone were worth 1.9 points (95%: .1 to 3.7), and a sixth as many images had large cars that are not there;
     where objects fill the height of the images, one run lost 10 points and another none.
 
     Args:
