@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
     data: str
     splits: dict[str, Split]  # by name: train and val
-    anchor_recall: AnchorRecall  # of the training objects, with the input and anchors that training would have
+    anchor_recall: AnchorRecall  # of the training objects, with the input that training would have and all levels
     inputs: list[AnchorRecall]  # with other inputs, each at its best anchor scale
     best: AnchorRecall  # the one of these to take
     problems: list[Problem]

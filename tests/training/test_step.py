@@ -455,7 +455,7 @@ def test_positives_are_counted_by_class(quality: bool) -> None:
     assert min(metrics.positives.tolist()) > 0
 
 
-@pytest.mark.parametrize("last", [5, 8])
+@pytest.mark.parametrize("last", [5, 6, 8])
 def test_a_model_may_have_other_levels(last: int) -> None:
     """As d7x has one more: its positives are those of its own anchors, in a step and in validation."""
     levels = tuple(range(3, last + 1))

@@ -63,16 +63,16 @@ def choose_levels(
     """Leave a model P3 to P5 where a step sees half the width of an input or less, and these cover its objects.
 
     A crop has so few cells of P6 and P7 that their anchors learn little of what whole images show. On KITTI the others
-    alone were worth 1.9 points (95%: .1 to 3.7), and a sixth as many images had large cars that are not there;
-    where objects fill the height of the images, one run lost 10 points and another none.
+    alone were worth 1.9 points (95%: .1 to 3.7), and a sixth as many images had large cars that are not there; where
+    objects fill the height of the images, one run lost 10 points and another none.
 
     Args:
         config: of `resolve_config`.
         detector: whether the run starts from a whole detector, whose levels stay.
     """
-    fewer = dataclasses.replace(config, levels=config.levels[:3])
     if detector or 2 * choose_crop_size(settings, config)[1] > config.image_size[1]:
         return config
+    fewer = dataclasses.replace(config, levels=config.levels[:3])
     recall, left = (anchor_recall(dataset, one).mean for one in (config, fewer))
     return config if left < COVERED * recall else fewer
 
